@@ -1,0 +1,2 @@
+//! The `downhill` command: parse, call the library, print.
+fn main() {}

@@ -1,0 +1,1 @@
+//! One test binary, a module per chapter and per part of the library.
