@@ -1,1 +1,136 @@
-//! To be written.
+//! Custom autograd functions: operations whose backward is written by hand.
+//!
+//! tch has none. [`custom`] records a Rust closure as a node of libtorch's graph, as
+//! `torch.autograd.Function` does in Python. On it stand the 4-bit linear, whose
+//! backward dequantizes again instead of keeping a copy of every weight, and
+//! gradient [`checkpoint`]ing.
+//!
+//! Source: `torch/csrc/autograd/function.h` (`Node`). Departure from PyTorch: the
+//! closure captures what it needs, so there is no `save_for_backward`; what it
+//! captures is dropped with the graph.
+#![allow(unsafe_code)] // one of the rooms for it: the calls into node.cpp
+
+mod check;
+mod ffi;
+
+pub use check::gradcheck;
+
+use crate::{Error, Result};
+use tch::{Tensor, no_grad};
+
+/// The gradients that reach a node, one per output, or that it returns, one per
+/// input. `None` where there is none: an unused output, a constant input.
+pub type Grads = Vec<Option<Tensor>>;
+
+/// Runs `forward` without recording it, and records `backward` in its place.
+///
+/// For outputs `y = f(x)` and a loss `L`, `backward` receives `dL/dy` (one entry per
+/// output, of its shape, `None` if that output was not used) and returns `dL/dx` (one
+/// entry per input, of its shape, `None` for a zero gradient).
+///
+/// The closure runs on whichever thread backward runs, hence `Send`; it must not
+/// capture an output (a cycle that is never freed). It is dropped after its use, or
+/// with the graph. If no input requires a gradient it is dropped at once.
+///
+/// # Errors
+/// What `forward` returns; an output that is not floating point. An error or a panic
+/// in `backward` becomes the error of the `f_backward` call that ran it.
+pub fn custom(
+    inputs: &[&Tensor],
+    forward: impl FnOnce() -> Result<Vec<Tensor>>,
+    backward: impl FnMut(&[Option<Tensor>]) -> Result<Grads> + Send + 'static,
+) -> Result<Vec<Tensor>> {
+    let outputs = no_grad(forward)?;
+    // An output that is an input needs a handle of its own: history is per handle.
+    let outputs: Vec<Tensor> = no_grad(|| {
+        outputs
+            .into_iter()
+            .map(|y| match inputs.iter().any(|x| ffi::same(x, &y)) {
+                true => y.detach(),
+                false => y,
+            })
+            .collect()
+    });
+    for (i, y) in outputs.iter().enumerate() {
+        if !y.is_floating_point() {
+            let kind = y.kind();
+            return Err(Error::Autograd(format!(
+                "output {i} is {kind:?}; only floating-point outputs have gradients"
+            )));
+        }
+    }
+    ffi::attach(inputs, &outputs, Box::new(backward))?;
+    Ok(outputs)
+}
+
+/// Vector-Jacobian product: the gradients of `sum(y * dy)` with respect to `inputs`,
+/// without touching any `.grad`. `None` where `y` does not depend on an input.
+pub fn vjp(y: &Tensor, dy: &Tensor, inputs: &[&Tensor]) -> Result<Grads> {
+    // tch starts every backward from ones; the product makes that start `dy`.
+    let root = tch::with_grad(|| (y * dy.detach()).sum(y.kind()));
+    let grads = Tensor::f_run_backward(&[root], inputs, false, false)?;
+    Ok(grads.into_iter().map(|g| g.defined().then_some(g)).collect())
+}
+
+/// Gradient checkpointing: computes `f(inputs)` without keeping its inner results,
+/// and computes it again in backward. Memory of one layer for the time of a forward.
+///
+/// `inputs` must hold every tensor through which a gradient shall flow, trainable
+/// parameters included; `f` gets them in the same order, and must be deterministic
+/// (our dropout is: its masks come from the step and the place).
+///
+/// Source: Chen et al. 2016, arXiv 1604.06174.
+pub fn checkpoint(
+    inputs: &[&Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
+) -> Result<Tensor> {
+    let wanted: Vec<bool> = inputs.iter().map(|x| x.requires_grad()).collect();
+    let kept: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
+    // Leaves of the recomputed graph: same storage, no history.
+    let leaves = move |kept: &[Tensor]| -> Vec<Tensor> {
+        let leaf = |(x, w): (&Tensor, &bool)| x.detach().set_requires_grad(*w);
+        kept.iter().zip(&wanted).map(leaf).collect()
+    };
+    let first = leaves(&kept);
+    let recompute = move |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+        let xs = leaves(&kept);
+        (tch::with_grad(|| f(&xs)), xs)
+    };
+    let shared = std::sync::Arc::new(std::sync::Mutex::new(f));
+    let again = shared.clone();
+    let run = move || {
+        let f = shared.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(vec![f(&first)?])
+    };
+    let mut outputs = custom(inputs, run, move |grads| {
+        let f = again.lock().unwrap_or_else(|e| e.into_inner());
+        let (y, xs) = recompute(&*f);
+        let Some(dy) = &grads[0] else {
+            return Ok(xs.iter().map(|_| None).collect());
+        };
+        let used: Vec<&Tensor> = xs.iter().filter(|x| x.requires_grad()).collect();
+        let mut found = vjp(&y?, dy, &used)?.into_iter();
+        let pick = |x: &Tensor| match x.requires_grad() {
+            true => found.next().flatten(),
+            false => None,
+        };
+        Ok(xs.iter().map(pick).collect())
+    })?;
+    Ok(outputs.remove(0))
+}
+
+/// Forgets the gradient of `t` (PyTorch's `t.grad = None`), for which tch has no
+/// call. Until the next backward the optimizers pass over it.
+pub fn clear_grad(t: &Tensor) {
+    ffi::clear_grad(t);
+}
+
+/// Calls `f` on disjoint ranges that cover `0..n`, on libtorch's own threads, at
+/// least `grain` long where possible.
+pub fn parallel_for(
+    n: usize,
+    grain: usize,
+    f: impl Fn(std::ops::Range<usize>) + Sync,
+) {
+    ffi::parallel_for(n, grain, &f);
+}

@@ -1,0 +1,188 @@
+//! The boundary to `node.cpp`: no Rust panic and no C++ exception crosses it.
+use super::Grads;
+use crate::{Error, Result};
+use std::ffi::{CStr, c_char, c_void};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+pub(super) type Backward =
+    Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
+type CallFn = unsafe extern "C" fn(
+    *mut c_void,
+    *const *mut C_tensor,
+    usize,
+    *mut *mut C_tensor,
+    usize,
+    *mut c_char,
+    usize,
+) -> bool;
+type DropFn = unsafe extern "C" fn(*mut c_void);
+type BodyFn = unsafe extern "C" fn(*mut c_void, i64, i64);
+
+unsafe extern "C" {
+    fn dh_attach(
+        inputs: *const *const C_tensor,
+        n_in: usize,
+        outputs: *const *const C_tensor,
+        n_out: usize,
+        state: *mut c_void,
+        call: CallFn,
+        drop: DropFn,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> i32;
+    fn dh_clear_grad(t: *const C_tensor);
+    fn dh_parallel_for(n: i64, grain: i64, ctx: *mut c_void, body: BodyFn);
+}
+
+/// Whether both are handles of one tensor.
+pub(super) fn same(a: &Tensor, b: &Tensor) -> bool {
+    // An `at::Tensor` is one pointer, to its implementation.
+    // SAFETY: both handles are alive, and no longer than a pointer is read.
+    unsafe { *a.as_ptr().cast::<usize>() == *b.as_ptr().cast::<usize>() }
+}
+
+pub(super) fn attach(
+    inputs: &[&Tensor],
+    outputs: &[Tensor],
+    f: Backward,
+) -> Result<()> {
+    let ins: Vec<_> = inputs.iter().map(|t| t.as_ptr()).collect();
+    let outs: Vec<_> = outputs.iter().map(|t| t.as_ptr()).collect();
+    let state = Box::into_raw(Box::new(f));
+    let mut error = [0 as c_char; 1024];
+    // SAFETY: the handles outlive the call; `state` is freed by `drop_state` alone,
+    // which the node calls once, or here if the node was not made (code 1).
+    let code = unsafe {
+        dh_attach(
+            ins.as_ptr(),
+            ins.len(),
+            outs.as_ptr(),
+            outs.len(),
+            state.cast(),
+            call,
+            drop_state,
+            error.as_mut_ptr(),
+            error.len(),
+        )
+    };
+    match code {
+        0 => Ok(()),
+        1 => {
+            // SAFETY: nothing was recorded, so we still own it.
+            drop(unsafe { Box::from_raw(state) });
+            Ok(())
+        }
+        _ => {
+            // SAFETY: zero-filled, and the callee leaves the last byte alone.
+            let text = unsafe { CStr::from_ptr(error.as_ptr()) };
+            Err(Error::Autograd(text.to_string_lossy().into_owned()))
+        }
+    }
+}
+
+unsafe extern "C" fn drop_state(state: *mut c_void) {
+    // SAFETY: made by `attach`, dropped once. A panicking drop must not unwind on.
+    let owned = unsafe { Box::from_raw(state.cast::<Backward>()) };
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(owned)));
+}
+
+unsafe extern "C" fn call(
+    state: *mut c_void,
+    grads: *const *mut C_tensor,
+    n_grads: usize,
+    out: *mut *mut C_tensor,
+    n_out: usize,
+    error: *mut c_char,
+    error_len: usize,
+) -> bool {
+    // SAFETY: the node passes the state it was made with, under its lock, and arrays
+    // of the lengths it names; handles are null or alive for the call.
+    let (f, grads, out, error) = unsafe {
+        (
+            &mut *state.cast::<Backward>(),
+            slice(grads, n_grads),
+            std::slice::from_raw_parts_mut(out, n_out),
+            std::slice::from_raw_parts_mut(error.cast::<u8>(), error_len),
+        )
+    };
+    let run = || -> Result<Grads> {
+        let handle = |&p: &*mut C_tensor| {
+            // SAFETY: not null, alive; the clone is a handle of our own.
+            (!p.is_null()).then(|| unsafe { Tensor::clone_from_ptr(p) })
+        };
+        let grads: Grads = grads.iter().map(handle).collect();
+        let found = f(&grads)?;
+        match found.len() == out.len() {
+            true => Ok(found),
+            false => Err(Error::Autograd(format!(
+                "backward returned {} gradients for {} inputs",
+                found.len(),
+                out.len()
+            ))),
+        }
+    };
+    let message = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(found)) => {
+            for (slot, grad) in out.iter_mut().zip(found) {
+                if let Some(mut g) = grad {
+                    *slot = g.as_mut_ptr();
+                    std::mem::forget(g); // the node owns the handle now
+                }
+            }
+            return true;
+        }
+        Ok(Err(e)) => e.to_string(),
+        Err(panic) => format!("panic in backward: {}", panic_text(&*panic)),
+    };
+    let n = message.len().min(error.len() - 1);
+    error[..n].copy_from_slice(&message.as_bytes()[..n]);
+    error[n] = 0;
+    false
+}
+
+/// `from_raw_parts` that accepts the null pointer of an empty C++ vector.
+unsafe fn slice<'a, T>(p: *const T, n: usize) -> &'a [T] {
+    // SAFETY: the caller vouches for `n` elements at `p`.
+    if n == 0 { &[] } else { unsafe { std::slice::from_raw_parts(p, n) } }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message").into()
+}
+
+pub(super) fn clear_grad(t: &Tensor) {
+    // SAFETY: a live handle.
+    unsafe { dh_clear_grad(t.as_ptr()) }
+}
+
+type Body<'a> = &'a (dyn Fn(Range<usize>) + Sync);
+struct Job<'a> {
+    body: Body<'a>,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+pub(super) fn parallel_for(n: usize, grain: usize, body: Body) {
+    let mut job = Job { body, panic: Mutex::new(None) };
+    // SAFETY: `job` outlives the call, which returns when all ranges are done.
+    unsafe {
+        dh_parallel_for(n as i64, grain as i64, (&raw mut job).cast(), run_range)
+    }
+    if let Some(panic) = job.panic.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        resume_unwind(panic);
+    }
+}
+
+unsafe extern "C" fn run_range(ctx: *mut c_void, begin: i64, end: i64) {
+    // SAFETY: `ctx` is the job of the `parallel_for` that is waiting for us; it is
+    // shared between threads, and `Job` is `Sync`.
+    let job = unsafe { &*ctx.cast::<Job>() };
+    let range = begin as usize..end as usize;
+    if let Err(p) = catch_unwind(AssertUnwindSafe(|| (job.body)(range))) {
+        *job.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(p);
+    }
+}
