@@ -4,6 +4,7 @@ import transformers
 from common import *  # noqa: F403  (also sets the threads)
 
 transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 
 def config(**changes):
@@ -32,7 +33,8 @@ def random_model(seed, dtype=torch.float32, std=0.25, **changes):
             elif "bias" in name:
                 p.copy_(0.2 * noise)
             elif "embed" in name or "lm_head" in name:
-                p.copy_(noise * (0.5 if cfg.tie_word_embeddings else 1.0))
+                wide = 0.5 if cfg.tie_word_embeddings else 1.0
+                p.copy_(noise * min(wide, 5 * std))
             else:
                 p.copy_(std * noise)
             p.copy_(p.to(dtype).float())
