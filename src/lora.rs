@@ -78,7 +78,8 @@ pub fn attach(
 ) -> Result<Named> {
     config.check()?;
     for target in config.target_modules.iter().filter(|t| *t != "all-linear") {
-        let only = LoraConfig { target_modules: vec![target.clone()], ..config.clone() };
+        let only =
+            LoraConfig { target_modules: vec![target.clone()], ..config.clone() };
         if !linears.iter().any(|(name, _)| only.targets(name)) {
             let leaves: BTreeSet<_> = linears.iter().map(|(n, _)| leaf(n)).collect();
             let leaves = Vec::from_iter(leaves).join(", ");
@@ -104,7 +105,10 @@ pub fn attach(
         remember(&mut named, &name, linear);
     }
     if named.is_empty() {
-        return Err(Error::setting("target-modules", "empty: nothing would be trained"));
+        return Err(Error::setting(
+            "target-modules",
+            "empty: nothing would be trained",
+        ));
     }
     Ok(named)
 }
@@ -300,7 +304,9 @@ pub fn load_adapter(
                         another base?";
             Err(Error::tensor(&path, key, what))
         }
-        None if named.is_empty() => Err(Error::file(&path, "holds no adapter tensor")),
+        None if named.is_empty() => {
+            Err(Error::file(&path, "holds no adapter tensor"))
+        }
         None => Ok((config, named)),
     }
 }

@@ -8,8 +8,7 @@ use std::sync::Mutex;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-pub(super) type Backward =
-    Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
+pub(super) type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
 type CallFn = unsafe extern "C" fn(
     *mut c_void,
     *const *mut C_tensor,

@@ -55,12 +55,12 @@ pub fn save_safetensors(
     let metadata: HashMap<String, String> = metadata.collect();
     atomic::file(path, |partial| {
         let views = views.iter().map(|(name, v)| (name, v));
-        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(
-            |e| match e {
+        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(|e| {
+            match e {
                 SafeTensorError::IoError(e) => Error::io(path, e),
                 e => Error::file(path, e.to_string()),
-            },
-        )
+            }
+        })
     })
 }
 

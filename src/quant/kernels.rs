@@ -60,7 +60,11 @@ impl Source for u16 {
 
 /// `nf4::encode` for a contiguous f32 or bf16 tensor on the CPU. A block with a
 /// number that is not finite gets an absmax that is not finite.
-pub(super) fn quantize(simd: Simd, w: &Tensor, blocksize: usize) -> (Tensor, Tensor) {
+pub(super) fn quantize(
+    simd: Simd,
+    w: &Tensor,
+    blocksize: usize,
+) -> (Tensor, Tensor) {
     match w.kind() {
         Kind::BFloat16 => quantize_from(simd, elements::<u16>(w), blocksize),
         _ => quantize_from(simd, elements::<f32>(w), blocksize),
@@ -69,13 +73,15 @@ pub(super) fn quantize(simd: Simd, w: &Tensor, blocksize: usize) -> (Tensor, Ten
 
 fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor) {
     let (n, blocks) = (w.len(), w.len().div_ceil(size));
-    let packed = Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
+    let packed =
+        Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
     let absmax = Tensor::empty([blocks as i64], (Kind::Float, Device::Cpu));
     let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
     parallel_for(blocks, GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
         // Sizes of blocks are even, so no two parts share a byte.
-        let codes = unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
+        let codes =
+            unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
         let (w, scales) = (&w[weights], unsafe { scales.part(part) });
         match simd {
             #[cfg(target_arch = "x86_64")]
@@ -139,7 +145,9 @@ fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
 /// bf16 or f16. The 16 products of a block are rounded before they are looked up.
 pub(super) fn dequantize(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     match out.kind() {
-        Kind::BFloat16 => dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits()),
+        Kind::BFloat16 => {
+            dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits())
+        }
         Kind::Half => dequantize_to(simd, q, out, |x| f16::from_f32(x).to_bits()),
         _ => dequantize_to(simd, q, out, |x| x),
     }
@@ -232,7 +240,11 @@ trait Word: Copy + Send + Sync + 'static {
     );
     /// Needs AVX2.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[Self; 16], out: &mut [Self; STEP]);
+    unsafe fn avx2(
+        codes: &[u8; STEP / 2],
+        table: &[Self; 16],
+        out: &mut [Self; STEP],
+    );
 }
 
 impl Word for f32 {
@@ -245,8 +257,11 @@ impl Word for f32 {
         out: &mut [f32; STEP],
     ) {
         let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
-        for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut().0) {
-            let byte = _mm512_cvtepu8_epi64(_mm_set1_epi64x(i64::from_le_bytes(*codes)));
+        for (codes, out) in
+            codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut().0)
+        {
+            let byte =
+                _mm512_cvtepu8_epi64(_mm_set1_epi64x(i64::from_le_bytes(*codes)));
             // Of each 64 bits, the high code into the lower half and the low code
             // into the upper; the permutation looks at four bits and no others.
             let (high, low) =
@@ -263,11 +278,18 @@ impl Word for f32 {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[f32; 16], out: &mut [f32; STEP]) {
+    unsafe fn avx2(
+        codes: &[u8; STEP / 2],
+        table: &[f32; 16],
+        out: &mut [f32; STEP],
+    ) {
         let lower = unsafe { _mm256_loadu_ps(table.as_ptr()) };
         let upper = unsafe { _mm256_loadu_ps(table[8..].as_ptr()) };
-        for (codes, out) in codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut().0) {
-            let byte = _mm256_cvtepu8_epi64(_mm_set1_epi32(i32::from_le_bytes(*codes)));
+        for (codes, out) in
+            codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut().0)
+        {
+            let byte =
+                _mm256_cvtepu8_epi64(_mm_set1_epi32(i32::from_le_bytes(*codes)));
             let (high, low) =
                 (_mm256_srli_epi64::<4>(byte), _mm256_slli_epi64::<32>(byte));
             let index = _mm256_or_si256(high, low);
@@ -294,8 +316,10 @@ impl Word for u16 {
         // Twice over, so that the fifth bit of an index does not matter.
         let table = unsafe { _mm256_loadu_si256(table.as_ptr().cast()) };
         let table = _mm512_broadcast_i64x4(table);
-        let byte = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
-        let (high, low) = (_mm512_srli_epi32::<4>(byte), _mm512_slli_epi32::<16>(byte));
+        let byte =
+            _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
+        let (high, low) =
+            (_mm512_srli_epi32::<4>(byte), _mm512_slli_epi32::<16>(byte));
         let words = _mm512_permutexvar_epi16(_mm512_or_si512(high, low), table);
         match STREAM {
             true => unsafe { _mm512_stream_si512(out.as_mut_ptr().cast(), words) },
@@ -306,7 +330,11 @@ impl Word for u16 {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[u16; 16], out: &mut [u16; STEP]) {
+    unsafe fn avx2(
+        codes: &[u8; STEP / 2],
+        table: &[u16; 16],
+        out: &mut [u16; STEP],
+    ) {
         look_up(codes, table, out);
     }
 }

@@ -2,7 +2,7 @@
 
 Every script here runs alone: `python tests/golden/<name>.py`, with
 `pip install torch==2.11.0 transformers==4.57.1 peft==0.21.2 bitsandbytes==0.50.2`.
-Each rewrites its own files beside itself; a second run gives the same bytes on the
+Each rewrites its own files beside itself; a second run gives the same numbers on the
 same kind of CPU. The Rust tests read the files and never run Python.
 """
 import importlib.metadata

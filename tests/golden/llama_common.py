@@ -1,4 +1,6 @@
 """Tiny Llama checkpoints whose logits are far from uniform."""
+import copy
+
 import torch
 import transformers
 from common import *  # noqa: F403  (also sets the threads)
@@ -42,10 +44,10 @@ def random_model(seed, dtype=torch.float32, std=0.25, **changes):
 
 
 def save(model, folder, dtype, **options):
-    """`save_pretrained` in `dtype`, leaving `model` in f32 as it was."""
+    """`save_pretrained` of a copy in `dtype`. (Of a copy: `.to(bfloat16)` would round
+    the rotary frequencies of `model` too, and they would not come back.)"""
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    model.to(dtype).save_pretrained(folder, **options)
-    model.float()
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, **options)
     (folder / "generation_config.json").unlink()
