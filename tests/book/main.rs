@@ -1,4 +1,5 @@
 //! One test binary, a module per chapter and per part of the library.
+mod data;
 mod golden;
 mod parity_llama;
 mod parity_nf4;
