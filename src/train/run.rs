@@ -253,7 +253,7 @@ fn checkpoint_to_resume(
     say: &mut dyn FnMut(&str),
 ) -> Result<Option<PathBuf>> {
     let Some(dir) = &settings.resume else { return Ok(None) };
-    if !dir.as_os_str().is_empty() {
+    if dir.as_os_str() != "latest" {
         if dir.join(state::STATE).is_file() {
             say(&format!("going on from {}", dir.display()));
             return Ok(Some(dir.clone()));

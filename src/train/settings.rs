@@ -129,7 +129,7 @@ pub struct Settings {
     pub device: String,
     /// Go on from a checkpoint of this run: a folder, or the newest in the output
     /// folder; at the start if there is none yet
-    #[arg(long, num_args = 0..=1, default_missing_value = "")]
+    #[arg(long, num_args = 0..=1, default_missing_value = "latest")]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
 }

@@ -4,3 +4,4 @@ mod golden;
 mod parity_llama;
 mod parity_nf4;
 mod parity_optim;
+mod train;
