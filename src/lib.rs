@@ -20,6 +20,7 @@
 pub mod autograd;
 pub mod checkpoint;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod generate;
 pub mod lab;
