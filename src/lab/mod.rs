@@ -9,6 +9,8 @@ pub use report::Report;
 pub use text::{Run, Text, train, train_all};
 
 use crate::optim::{Optimizer, Param};
+use crate::plot::Chart;
+use crate::schedule::{Schedule, constant};
 use tch::Tensor;
 
 /// Makes an optimizer for these parameters. A plain function, so that it can be kept
@@ -16,12 +18,12 @@ use tch::Tensor;
 pub type Make = fn(Vec<Param>) -> Box<dyn Optimizer>;
 
 // ANCHOR: descend
-/// Follows `loss(theta, t)` down from `start` for `steps` steps, `t` counted from 1.
-/// Returns the position before the first step and after each.
+/// Follows `loss(theta, t)` down from `start`, the steps `t` counted from 0. Returns
+/// the position before the first step and after each.
 pub fn descend(
     make: Make,
     start: &[f64],
-    lr: f64,
+    lr: impl Schedule,
     steps: i64,
     loss: impl Fn(&Tensor, i64) -> Tensor,
 ) -> Vec<Vec<f64>> {
@@ -29,10 +31,10 @@ pub fn descend(
     let named = [("theta".to_string(), theta.shallow_clone())];
     let mut optimizer = make(Param::with_decay(named, |_, _| 0.));
     let mut path = vec![start.to_vec()];
-    for t in 1..=steps {
+    for t in 0..steps {
         optimizer.zero_grad();
         loss(&theta, t).backward();
-        optimizer.step(lr);
+        optimizer.step(lr.lr(t));
         let n = start.len() as i64;
         path.push((0..n).map(|i| theta.double_value(&[i])).collect());
     }
@@ -75,6 +77,26 @@ impl Valley {
         [c * along - s * across, s * along + c * across]
     }
 
+    /// The learning rate that gets [`descend`] down fastest from (−9, 1): after how many
+    /// steps the distance to the bottom stays below a hundredth of the start's, that
+    /// rate, and the path. No rate within `limit` steps: `limit + 1`, NaN, nothing.
+    pub fn fastest(&self, make: Make, limit: usize) -> (usize, f64, Vec<Vec<f64>>) {
+        let start = self.point(-9., 1.);
+        let goal = start[0].hypot(start[1]) / 100.;
+        let mut best = (limit + 1, f64::NAN, vec![]);
+        for lr in grid(1e-3, 10f64.powf(0.25), 14) {
+            let steps = limit.min(2 * best.0) as i64; // enough to be told apart
+            let path =
+                descend(make, &start, constant(lr), steps, |p, _| self.height(p));
+            let near = |p: &Vec<f64>| p[0].hypot(p[1]) <= goal;
+            let needed = path.iter().rposition(|p| !near(p)).map_or(0, |i| i + 1);
+            if needed < best.0.min(path.len()) {
+                best = (needed, lr, path);
+            }
+        }
+        best
+    }
+
     /// Points of the ellipse on which the valley has this height.
     pub fn contour(&self, height: f64) -> Vec<(f64, f64)> {
         let (long, short) =
@@ -101,7 +123,22 @@ pub struct Spread {
     pub high: f64,
 }
 
+impl std::fmt::Display for Spread {
+    /// `2.345 (2.301 to 2.399)`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let n = f.precision().unwrap_or(3);
+        let Self { low, median, high } = self;
+        write!(f, "{median:.n$} ({low:.n$} to {high:.n$})")
+    }
+}
+
 impl Spread {
+    /// Which of these has the lowest median.
+    pub fn best(all: &[Self]) -> usize {
+        let order = |i: &usize, j: &usize| all[*i].median.total_cmp(&all[*j].median);
+        (0..all.len()).min_by(order).unwrap_or_default()
+    }
+
     /// Of these values; one that is not finite counts as infinite.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let worst = |x: f64| if x.is_finite() { x } else { f64::INFINITY };
@@ -111,4 +148,18 @@ impl Spread {
         let median = at(all.len() / 2);
         Self { low: at(0), median, high: at(all.len().saturating_sub(1)) }
     }
+}
+
+/// Adds the medians as a line with the ranges as a band around it, x multiplied by
+/// `scale`.
+pub fn draw_spread(
+    chart: Chart,
+    name: &str,
+    points: &[(f64, Spread)],
+    scale: f64,
+) -> Chart {
+    let range: Vec<_> =
+        points.iter().map(|(x, s)| (x * scale, s.low, s.high)).collect();
+    let line = points.iter().map(|(x, s)| (x * scale, s.median)).collect();
+    chart.band(&range).line(name, line)
 }

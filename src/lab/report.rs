@@ -40,6 +40,18 @@ impl Report {
         insert(&mut self.numbers, key, value);
     }
 
+    /// Several numbers under one key.
+    pub fn numbers<const N: usize>(&mut self, key: &str, all: [(&str, f64); N]) {
+        all.into_iter()
+            .for_each(|(name, x)| self.number(&format!("{key}.{name}"), x));
+    }
+
+    /// Median, low and high of some runs under one key.
+    pub fn spread(&mut self, key: &str, s: super::Spread) {
+        let all = [("median", s.median), ("low", s.low), ("high", s.high)];
+        self.numbers(key, all);
+    }
+
     /// How far a rerun may be off, relative, for this key and all below it; `None`
     /// for values that are not compared, such as seconds.
     pub fn tolerance(&mut self, key: &str, relative: Option<f64>) {

@@ -1,7 +1,11 @@
 //! One test binary, a module per chapter and per part of the library.
+mod ch05_adam;
 mod data;
 mod golden;
 mod parity_llama;
 mod parity_nf4;
 mod parity_optim;
 mod train;
+
+#[path = "../exercises/mod.rs"]
+mod exercises;
