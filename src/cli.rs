@@ -5,7 +5,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
 use downhill::models::{self, LoadOptions};
-use downhill::train::{Base, Outcome, Prediction, Run, Settings, exact_match, predict};
+use downhill::train::{
+    Base, Outcome, Prediction, Run, Settings, exact_match, predict,
+};
 use downhill::{device, lora, train};
 use std::ffi::OsString;
 use std::io::Write;

@@ -65,7 +65,8 @@ pub fn generate(
         let mut written = Vec::new();
         let mut next = prompt.to_vec();
         while written.len() < sampling.max_new_tokens {
-            let ids = Tensor::from_slice(&next).unsqueeze(0).to_device(model.device());
+            let ids =
+                Tensor::from_slice(&next).unsqueeze(0).to_device(model.device());
             let hidden = model.hidden(&ids, Mode::Eval, Some(&mut cache))?; // (1, T, D)
             let logits = model.logits(&hidden.select(1, -1))?; // (1, V)
             let logits = logits.view([-1]).to_kind(Kind::Float);
@@ -108,7 +109,8 @@ fn choose(logits: &Tensor, s: &Sampling, position: usize) -> Result<i64> {
     let nucleus: Vec<f64> = p.iter().take_while(within).copied().collect();
     let key = [s.seed as u32, (s.seed >> 32) as u32];
     let word = philox([position as u32, 0, 0, 3], key)[0];
-    let mut left = (f64::from(word) + 0.5) / 2f64.powi(32) * nucleus.iter().sum::<f64>();
+    let mut left =
+        (f64::from(word) + 0.5) / 2f64.powi(32) * nucleus.iter().sum::<f64>();
     let drawn = nucleus.iter().position(|p| {
         left -= p;
         left <= 0.

@@ -17,7 +17,8 @@ impl Events {
     pub(super) fn create(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let seconds = now() as u64;
-        let name = format!("events.out.tfevents.{seconds}.downhill.{}", std::process::id());
+        let name =
+            format!("events.out.tfevents.{seconds}.downhill.{}", std::process::id());
         let path = dir.join(name);
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
         let mut events = Self { path, file };

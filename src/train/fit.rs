@@ -133,8 +133,7 @@ fn due(run: &Run, when: When, steps: i64) -> bool {
 
 fn save(run: &Run, window: Window) -> Result<PathBuf> {
     let mut state = run.state();
-    state["pending"] =
-        serde_json::json!([window.loss, window.steps, window.tokens]);
+    state["pending"] = serde_json::json!([window.loss, window.steps, window.tokens]);
     state::save(&run.settings, &run.lora, &*run.optimizer, &state)
 }
 

@@ -60,14 +60,16 @@ pub(super) fn blame_loss(
         let look = || -> Result<Option<(String, Vec<usize>)>> {
             let mut layer = None;
             let mut lines = vec![];
-            let x = model.hidden_observed(&batch.ids, *mode, None, &mut |name, x| {
-                if layer.is_none() && !finite(x) {
-                    layer = Some(name.to_string());
-                    let row = |&(i, _): &(usize, &usize)| !finite(&x.get(i as i64));
-                    let rows = batch.lines.iter().enumerate().filter(row);
-                    lines = rows.map(|(_, line)| *line).collect();
-                }
-            })?;
+            let x =
+                model.hidden_observed(&batch.ids, *mode, None, &mut |name, x| {
+                    if layer.is_none() && !finite(x) {
+                        layer = Some(name.to_string());
+                        let row =
+                            |&(i, _): &(usize, &usize)| !finite(&x.get(i as i64));
+                        let rows = batch.lines.iter().enumerate().filter(row);
+                        lines = rows.map(|(_, line)| *line).collect();
+                    }
+                })?;
             if layer.is_none() && !finite(&batch_loss(model, batch, *mode)?) {
                 let row = |&(i, _): &(usize, &usize)| {
                     !model.logits(&x.get(i as i64)).is_ok_and(|y| finite(&y))

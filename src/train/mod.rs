@@ -15,6 +15,7 @@ pub use loss::{batch_loss, mean_loss};
 pub use predict::{Prediction, exact_match, predict};
 pub use run::{Base, Run};
 pub use settings::{
-    ComputeDtype, OptimizerType, QuantType, SchedulerType, Settings, Switch, Task, When,
+    ComputeDtype, OptimizerType, QuantType, SchedulerType, Settings, Switch, Task,
+    When,
 };
 pub use state::{latest_checkpoint, steps_per_epoch};

@@ -1,8 +1,8 @@
 //! Answers to the prompts of a data set, beside what was expected.
+use crate::Result;
 use crate::data::{Dataset, Tokenizer};
 use crate::generate::{Sampling, generate};
 use crate::models::Decoder;
-use crate::Result;
 use std::ops::ControlFlow;
 
 /// One prompt, its expected and its given answer, as text.

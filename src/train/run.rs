@@ -1,13 +1,13 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
 use super::{Log, OptimizerType, Settings, Switch, state};
+use crate::checkpoint::atomic;
 use crate::data::{Dataset, Tokenizer};
 use crate::lora::{self, LoraConfig};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::optim::{Adam, AdamW, Driver, Optimizer, Param, Sgd};
 use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
-use crate::checkpoint::atomic;
 use crate::{Error, Result, device};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,8 @@ impl Run {
 
         let device = model.device();
         let linears = model.linears_mut();
-        let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref()) {
+        let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref())
+        {
             Some(dir) => lora::load_adapter(dir, linears, device)?,
             None => {
                 let config = settings.lora();
@@ -282,7 +283,9 @@ fn set_aside(out: &Path) -> Result<Option<PathBuf>> {
     }
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let free = (1..).map(|n| out.with_file_name(format!("{name}.{n}")));
-    let Some(aside) = free.into_iter().find(|p| !p.exists()) else { return Ok(None) };
+    let Some(aside) = free.into_iter().find(|p| !p.exists()) else {
+        return Ok(None);
+    };
     std::fs::rename(out, &aside).map_err(|e| Error::io(out, e))?;
     Ok(Some(aside))
 }

@@ -221,8 +221,14 @@ impl Settings {
             return wrong("--packing", what.into());
         }
         let at_least_one = [
-            ("--per-device-train-batch-size", self.per_device_train_batch_size as i64),
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps as i64),
+            (
+                "--per-device-train-batch-size",
+                self.per_device_train_batch_size as i64,
+            ),
+            (
+                "--gradient-accumulation-steps",
+                self.gradient_accumulation_steps as i64,
+            ),
             ("--save-steps", self.save_steps),
             ("--eval-steps", self.eval_steps),
             ("--logging-steps", self.logging_steps),
@@ -249,7 +255,10 @@ impl Settings {
             return wrong("--max-steps", what);
         }
         if self.max_steps == -1 && self.num_train_epochs == 0. {
-            return wrong("--num-train-epochs", "0: nothing would be trained".into());
+            return wrong(
+                "--num-train-epochs",
+                "0: nothing would be trained".into(),
+            );
         }
         for (flag, x) in [
             ("--warmup-ratio", self.warmup_ratio),

@@ -12,7 +12,6 @@ use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-
 pub(super) const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -159,4 +158,3 @@ pub(super) fn restore(
     };
     Ok(Resumed { step, history: history.clone(), window })
 }
-
