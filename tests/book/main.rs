@@ -2,6 +2,8 @@
 mod data;
 mod golden;
 mod parity_llama;
+mod parity_lora;
 mod parity_nf4;
 mod parity_optim;
+mod parity_train;
 mod train;
