@@ -1,2 +1,6 @@
 //! One test binary, a module per chapter and per part of the library.
 mod data;
+mod golden;
+mod parity_llama;
+mod parity_nf4;
+mod parity_optim;
