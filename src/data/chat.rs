@@ -102,12 +102,18 @@ impl ChatTemplate {
             }
             let asked = self.render(&messages[..i], true)?;
             let answered = self.render(&messages[..=i], false)?;
-            if !answered.starts_with(&asked) || !whole.starts_with(&answered) {
+            if !answered.starts_with(&asked) {
                 return Err(format!(
-                    "{at}: the chat template writes what stands before this turn \
-                     differently once the turn, or a later one, is there, so that what \
-                     is learned would not be what is asked for; write this row as \
-                     `prompt` and `completion`, or keep only its last assistant turn"
+                    "{at}: the chat template asks for this turn with text that it does \
+                     not write in front of the turn itself (R1's ends with <think>), so \
+                     that training on it would teach another prompt; write this row as \
+                     `prompt` and `completion`, which no template touches"
+                ));
+            }
+            if !whole.starts_with(&answered) {
+                return Err(format!(
+                    "{at}: the chat template writes this turn differently once a later \
+                     one is there; keep only the last assistant turn of each row"
                 ));
             }
             spans.push(asked.len()..answered.len());

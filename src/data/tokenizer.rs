@@ -4,12 +4,13 @@ use super::{
     special::{Files, text_of},
 };
 use crate::{Error, Result};
+use serde::de::IgnoredAny;
 use std::{
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
 };
-use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer as Engine};
+use tokenizers::{AddedToken, Tokenizer as Engine};
 
 /// A tokenizer as it lies in a checkpoint's folder.
 ///
@@ -51,8 +52,8 @@ impl Tokenizer {
             ),
             _ => Error::io(&path, e),
         })?;
-        let mut engine = Engine::from_bytes(&bytes).map_err(|e| {
-            Error::file(&path, format!("not a tokenizer that can be read: {e}"))
+        let mut engine = engine(&bytes).map_err(|what| {
+            Error::file(&path, format!("not a tokenizer that can be read: {what}"))
         })?;
         // A saved truncation or padding would change rows without a word.
         engine.with_padding(None);
@@ -99,8 +100,6 @@ impl Tokenizer {
         let template = files.chat_template(dir, &special)?;
         let bos = bos.map(|(_, id)| id);
         let add_bos = files.adds_bos(bos, &engine)?;
-        // Its one use is over: it would only shift the offsets that masks go by.
-        engine.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
             pad: pad.map_or(eos, |(_, id)| id),
@@ -208,6 +207,16 @@ impl Tokenizer {
 
     fn failed(&self, verb: &str, e: &dyn std::error::Error) -> Error {
         Error::file(&self.path, format!("cannot {verb}: {e}"))
+    }
+}
+
+/// The engine of a tokenizer.json. It panics on some broken files: on many that are no
+/// JSON, which is therefore asked first, and on merges that contradict the vocabulary.
+fn engine(json: &[u8]) -> std::result::Result<Engine, String> {
+    serde_json::from_slice::<IgnoredAny>(json).map_err(|e| e.to_string())?;
+    match std::panic::catch_unwind(|| Engine::from_bytes(json)) {
+        Ok(engine) => engine.map_err(|e| e.to_string()),
+        Err(_) => Err("it contradicts itself; fetch or save it again".into()),
     }
 }
 

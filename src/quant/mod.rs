@@ -11,6 +11,7 @@
 pub mod double;
 mod kernels;
 pub mod nf4;
+mod simd;
 
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -78,7 +79,7 @@ impl Nf4Tensor {
             _ => w.to_kind(Kind::Float),
         };
         let (packed, absmax) = match w.device() {
-            Device::Cpu => kernels::quantize(kernels::best(), &w, blocksize),
+            Device::Cpu => kernels::quantize(simd::best(), &w, blocksize),
             _ => nf4::encode(&w, blocksize),
         };
         if !bool::try_from(absmax.isfinite().all())? {
@@ -154,7 +155,7 @@ impl Nf4Tensor {
         let on_cpu = self.device() == Device::Cpu;
         if on_cpu && matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
             let out = Tensor::empty(self.shape, (kind, Device::Cpu));
-            kernels::dequantize(kernels::best(), self, &out);
+            kernels::dequantize(simd::best(), self, &out);
             return out;
         }
         let n = self.shape[0] * self.shape[1];
@@ -185,7 +186,7 @@ impl Nf4Tensor {
         let _no_grad = tch::no_grad_guard();
         match (out.device(), out.kind()) {
             (Device::Cpu, Kind::Float | Kind::BFloat16 | Kind::Half) => {
-                kernels::dequantize(kernels::best(), self, out);
+                kernels::dequantize(simd::best(), self, out);
             }
             _ => out.view(self.shape).copy_(&self.dequantize(out.kind())),
         }

@@ -3,8 +3,10 @@ mod ch05_adam;
 mod data;
 mod golden;
 mod parity_llama;
+mod parity_lora;
 mod parity_nf4;
 mod parity_optim;
+mod parity_train;
 mod train;
 
 #[path = "../exercises/mod.rs"]

@@ -6,14 +6,13 @@ model has been taught a small grammar first, so that its losses mean something.
 expected.json has a run for each of {4-bit, unquantized} x two learning rates; the
 adapters after the last step of the larger rate are in expected.safetensors.
 On the CPU bitsandbytes' own codes of absmax deviate in some 0.2 % (ch13_nf4.py), so
-the 4-bit runs agree only so far; the script also gives its own losses with the
-CUDA rule's weights put in place of bitsandbytes', with which we agree closely.
+the 4-bit runs agree only so far; there is also a run of PEFT on the weights of its
+CUDA rule, with which we agree closely. The first model has blocks that straddle rows,
+for which bitsandbytes' CPU library is wrong (`cuda_rule`): it has the latter only.
 """
 import random
 
-import bitsandbytes as bnb
 import torch
-from nf4_rule import quantize
 from peft_common import *  # noqa: F403
 from safetensors.torch import save_file
 
@@ -73,27 +72,11 @@ def teach(model):
             p.copy_(p.bfloat16().float())
 
 
-def cuda_rule(model):
-    """Each bitsandbytes weight given the CUDA rule's absmax codes."""
-    for name, module in model.named_modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            state = module.weight.quant_state
-            was = model.original[name]
-            q = quantize(was.numpy(), 64, True)
-            assert (q["packed"] == module.weight.data.numpy()).all(), name
-            state.absmax = torch.from_numpy(q["absmax"])
-
-
 def run(folder, four_bit, s, exact=False):
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
-    model = base_model(folder, four_bit)
+    model = base_model(folder, four_bit and not exact)
     if exact:
-        model.original = {
-            n: m.weight.detach()
-            for n, m in base_model(folder, False).named_modules()
-            if isinstance(m, torch.nn.Linear)
-        }
-        cuda_rule(model)
+        model = cuda_rule(model)
     model = peft.PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
     log = train(model, rows, s)
     return log, peft.get_peft_model_state_dict(model)
@@ -102,7 +85,7 @@ def run(folder, four_bit, s, exact=False):
 MODELS = {
     "random": (dict(hidden_size=48, intermediate_size=80, num_key_value_heads=2), 4, 8,
                ["q_proj", "v_proj"]),
-    "taught": (dict(hidden_size=64, intermediate_size=96, num_key_value_heads=2), 8, 16,
+    "taught": (dict(hidden_size=64, intermediate_size=128, num_key_value_heads=2), 8, 16,
                "all-linear"),
 }
 for seed, (name, (shape, r, alpha, targets)) in enumerate(MODELS.items(), 40):
@@ -122,6 +105,8 @@ for seed, (name, (shape, r, alpha, targets)) in enumerate(MODELS.items(), 40):
     save_adapter(fresh_adapter(base_model(folder, False), seed, r, alpha, targets), keep)
     runs, tensors = [], {}
     for four_bit, exact in ((False, False), (True, False), (True, True)):
+        if four_bit and not exact and not bnb_is_right(model.config):
+            continue
         for lr in (2e-4, 1e-2):
             s = SETTINGS | {"learning_rate": lr}
             log, adapter = run(folder, four_bit, s, exact)

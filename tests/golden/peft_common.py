@@ -6,6 +6,7 @@ import peft
 import torch
 import transformers
 from llama_common import *  # noqa: F403
+from nf4_rule import quantize
 
 SETTINGS = {
     "learning_rate": 2e-4, "max_grad_norm": 1.0, "warmup_ratio": 0.03,
@@ -24,6 +25,28 @@ def base_model(folder, four_bit):
             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
         )
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def cuda_rule(model):
+    """The blocks' linears of an unquantized model replaced by what they become in
+    NF4 by bitsandbytes' CUDA rule. Backward then needs no 4-bit code at all.
+
+    bitsandbytes 0.50.2 itself will not do as a reference on every CPU: its AVX-512
+    `dequantize_4bit` takes wrong scales for widths that are multiples of 16 but not of
+    64 (a block then straddles two rows); `bnb_is_right` says for which it can.
+    """
+    with torch.no_grad():
+        for name, m in model.named_modules():
+            if isinstance(m, torch.nn.Linear) and name != "lm_head":
+                back = quantize(m.weight.numpy(), 64, True)["dequantized"]
+                m.weight.copy_(torch.from_numpy(back).reshape(m.weight.shape))
+    return model
+
+
+def bnb_is_right(cfg):
+    widths = (cfg.hidden_size, cfg.intermediate_size,
+              cfg.num_attention_heads * cfg.head_dim)
+    return all(k % 64 == 0 or k % 16 for k in widths)
 
 
 def fresh_adapter(model, seed, r, alpha, targets, scale=0.0):

@@ -18,7 +18,11 @@ fn refuses(good: &str, bad: &str, expected: &[&str]) {
 const PROMPT: &str = r#"{"prompt": "the", "completion": "hen"}"#;
 const TEXT: &str = r#"{"text": "hen"}"#;
 const IDS: &str = r#"{"input_ids": [1, 2], "labels": [-100, 2]}"#;
-const CHAT: &str = r#"{"messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "hen"}]}"#;
+const CHAT: &str = concat!(
+    r#"{"messages": [{"role": "user", "content": "the"}, "#,
+    r#"{"role": "assistant", "content": "hen"}, {"role": "user", "content": "a"}, "#,
+    r#"{"role": "assistant", "content": "the end"}]}"#
+);
 
 #[test]
 fn lines_that_are_no_object() {
@@ -136,7 +140,15 @@ fn templates_that_cannot_be_masked() {
         message.contains("rows.jsonl:1: `messages[1]` (assistant)"),
         "{message}"
     );
-    assert!(message.contains("differently"), "{message}");
+    assert!(message.contains("does not write in front"), "{message}");
+    let later = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\
+                 {% if loop.last and m.role == 'assistant' %}.{% endif %}{% endfor %}";
+    let message = refusal(later);
+    assert!(
+        message.contains("rows.jsonl:1: `messages[1]` (assistant)"),
+        "{message}"
+    );
+    assert!(message.contains("once a later one"), "{message}");
     let message = refusal("{{ raise_exception('no chats here') }}");
     assert!(message.contains("rows.jsonl:1: ") && message.contains("no chats here"));
     let message = refusal("{{ messages.nothing.there }}");
@@ -254,6 +266,16 @@ fn broken_tokenizers() {
     refuses("tokenizer.json", Some("[1]"), &["not a tokenizer"]);
     let whole = main_checkpoint()["files"]["tokenizer.json"].as_str().unwrap();
     refuses("tokenizer.json", Some(&whole[..whole.len() / 2]), &["not a tokenizer"]);
+    // The engine itself panics on these two.
+    let cut = whole.find("\"decoder\"").unwrap() + 20;
+    refuses(
+        "tokenizer.json",
+        Some(&whole[..cut]),
+        &["not a tokenizer", "EOF", "column"],
+    );
+    let torn =
+        whole.replace("\"Ġthe\":259,", "").replace("\"Ġhen\":261", "\"z\":261");
+    refuses("tokenizer.json", Some(&torn), &["contradicts itself"]);
     refuses("config.json", Some("{\"vocab_size\": "), &["not valid JSON"]);
     refuses("generation_config.json", Some("[]"), &["not a JSON object"]);
 
