@@ -86,7 +86,7 @@ impl Nf4Tensor {
             return Err(Error::setting("weight", non_finite(&w)));
         }
         let absmax = match double_quant {
-            true => double::encode(&absmax),
+            true => double::encode(&absmax)?,
             false => Absmax::Plain(absmax),
         };
         Ok(Self { packed, absmax, shape, blocksize })
