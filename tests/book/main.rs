@@ -1,8 +1,12 @@
 //! One test binary, a module per chapter and per part of the library.
+
+#[path = "../exercises/mod.rs"]
 mod autograd;
+mod ch05_adam;
 mod checkpoint;
 mod common;
 mod data;
+mod exercises;
 mod golden;
 mod lora;
 mod memory;
