@@ -1,1 +1,12 @@
-//! To be written.
+//! Decoder models: one block stack, and a small file per family that reads its real
+//! `config.json` and names its tensors.
+
+mod config;
+mod decoder;
+mod load;
+mod weights;
+
+pub use config::{DecoderConfig, read_config};
+pub use decoder::{Block, Decoder};
+pub use load::{LoadOptions, load};
+pub use weights::Weights;

@@ -1,1 +1,18 @@
-//! To be written.
+//! The parts of a decoder, each a plain struct of tensors with a `forward`.
+//!
+//! Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head
+//! size, F feed-forward width, V vocabulary. Comments name the shape of each value.
+
+mod attention;
+pub mod dropout;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
+
+pub use attention::{Attention, KvCache, LayerCache};
+pub use dropout::Mode;
+pub use linear::{Adapter, Linear, Weight};
+pub use mlp::SwiGlu;
+pub use norm::RmsNorm;
+pub use rope::{Rope, RopeScaling, Rotation};

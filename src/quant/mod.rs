@@ -1,1 +1,276 @@
-//! To be written.
+//! Weights in 4 bits: NF4 with double quantization, byte for byte what bitsandbytes
+//! stores (QLoRA, arXiv 2305.14314).
+//!
+//! A weight is `CODE[code] absmax`: 4 bits say which of 16 levels ([`nf4`]), and a
+//! block of 64 shares its scale, which itself is kept in 8 bits ([`double`]). In all
+//! `4 + 8 / 64 + 32 / (64 * 256)`, about 4.127 bits per weight; or 4.5 with plain
+//! scales.
+//!
+//! Where bitsandbytes disagrees with itself, this follows its CUDA kernels, which
+//! wrote the published checkpoints: see [`nf4::encode`] and [`double::encode`].
+pub mod double;
+mod kernels;
+pub mod nf4;
+
+use crate::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+/// The block sizes that bitsandbytes knows; 64 is the usual one.
+pub const BLOCKSIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// A matrix in NF4: rows `[out, in]`, quantized over its flattened elements.
+#[derive(Debug)]
+pub struct Nf4Tensor {
+    packed: Tensor,
+    absmax: Absmax,
+    shape: [i64; 2],
+    blocksize: usize,
+}
+
+/// The scales of the blocks: one per `blocksize` weights.
+#[derive(Debug)]
+pub enum Absmax {
+    /// As they are: f32 `[blocks]`.
+    Plain(Tensor),
+    /// Quantized in their turn: `code[codes] nested_absmax + offset`.
+    Double {
+        /// u8 `[blocks]`.
+        codes: Tensor,
+        /// One scale for 256 of them, f32 `[ceil(blocks / 256)]`.
+        nested_absmax: Tensor,
+        /// The 256 levels, f32 `[256]`.
+        code: Tensor,
+        /// The mean of the scales.
+        offset: f32,
+    },
+}
+
+impl Nf4Tensor {
+    /// Quantizes a matrix; see [`nf4::encode`] and [`double::encode`] for the formulas.
+    ///
+    /// `w`: `[out, in]`, any float kind, any device, at least one element. `blocksize`:
+    /// one of [`BLOCKSIZES`]. Errors for any other, and for weights that are not a
+    /// matrix, not floats, or not finite in f32.
+    pub fn quantize(w: &Tensor, blocksize: usize, double_quant: bool) -> Result<Self> {
+        check_blocksize(blocksize)?;
+        let shape = match w.size()[..] {
+            [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
+            ref other => {
+                let what = "expected a matrix [out, in] with at least one element";
+                return Err(Error::setting(
+                    "weight",
+                    format!("found shape {other:?}; {what}"),
+                ));
+            }
+        };
+        if !w.is_floating_point() {
+            let what = format!("found kind {:?}; expected a float kind", w.kind());
+            return Err(Error::setting("weight", what));
+        }
+        let _no_grad = tch::no_grad_guard();
+        let w = w.detach().contiguous();
+        let w = match w.kind() {
+            Kind::Float | Kind::BFloat16 => w,
+            _ => w.to_kind(Kind::Float),
+        };
+        let (packed, absmax) = match w.device() {
+            Device::Cpu => kernels::quantize(kernels::best(), &w, blocksize),
+            _ => nf4::encode(&w, blocksize),
+        };
+        if !bool::try_from(absmax.isfinite().all())? {
+            return Err(Error::setting("weight", non_finite(&w)));
+        }
+        let absmax = match double_quant {
+            true => double::encode(&absmax),
+            false => Absmax::Plain(absmax),
+        };
+        Ok(Self { packed, absmax, shape, blocksize })
+    }
+
+    /// A matrix that was quantized before, from its stored parts.
+    ///
+    /// `packed`: u8, `ceil(n / 2)` bytes in any shape, n the product of `shape`.
+    /// Errors where a kind, length, device or `blocksize` does not fit the rest.
+    pub fn from_parts(
+        packed: Tensor,
+        absmax: Absmax,
+        shape: [i64; 2],
+        blocksize: usize,
+    ) -> Result<Self> {
+        check_blocksize(blocksize)?;
+        let n = match shape[0].checked_mul(shape[1]) {
+            Some(n) if shape[0] > 0 && shape[1] > 0 => n as usize,
+            _ => {
+                let what = format!("found {shape:?}; expected two positive sizes");
+                return Err(Error::setting("shape", what));
+            }
+        };
+        let blocks = n.div_ceil(blocksize);
+        let device = packed.device();
+        let part = |name: &str, t: &Tensor, kind: Kind, len: usize| {
+            if (t.kind(), t.numel(), t.device()) == (kind, len, device) {
+                return Ok(t.detach().contiguous().flatten(0, -1));
+            }
+            let found = format!("{} of {:?} on {:?}", t.numel(), t.kind(), t.device());
+            let what = format!("expected {len} of {kind:?} on {device:?}");
+            let why = format!("for shape {shape:?} in blocks of {blocksize}");
+            Err(Error::setting(name, format!("found {found}; {what}, {why}")))
+        };
+        let packed = part("packed", &packed, Kind::Uint8, n.div_ceil(2))?.view([-1, 1]);
+        let absmax = match absmax {
+            Absmax::Plain(absmax) => {
+                Absmax::Plain(part("absmax", &absmax, Kind::Float, blocks)?)
+            }
+            Absmax::Double { codes, nested_absmax, code, offset } => {
+                let nested = blocks.div_ceil(double::NESTED_BLOCKSIZE);
+                Absmax::Double {
+                    codes: part("absmax", &codes, Kind::Uint8, blocks)?,
+                    nested_absmax: part(
+                        "nested_absmax",
+                        &nested_absmax,
+                        Kind::Float,
+                        nested,
+                    )?,
+                    code: part("nested_quant_map", &code, Kind::Float, 256)?,
+                    offset,
+                }
+            }
+        };
+        Ok(Self { packed, absmax, shape, blocksize })
+    }
+
+    /// The weights again: `CODE[code] absmax` in f32, rounded once to `kind`.
+    ///
+    /// Returns `[out, in]` on the same device, a new tensor; where it is used up at
+    /// once, [`Nf4Tensor::dequantize_into`] a reused one is several times faster.
+    pub fn dequantize(&self, kind: Kind) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let on_cpu = self.device() == Device::Cpu;
+        if on_cpu && matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
+            let out = Tensor::empty(self.shape, (kind, Device::Cpu));
+            kernels::dequantize(kernels::best(), self, &out);
+            return out;
+        }
+        let n = self.shape[0] * self.shape[1];
+        let flat = nf4::decode(&self.packed, &self.absmax(), self.blocksize, n);
+        flat.view(self.shape).to_kind(kind)
+    }
+
+    /// The same into `out`, of its kind and on the same device: no memory is asked
+    /// for, so none has to be mapped in and cleared, which would take longer than
+    /// the arithmetic.
+    ///
+    /// `out`: contiguous, as many elements as the matrix. Errors if it is not.
+    pub fn dequantize_into(&self, out: &Tensor) -> Result<()> {
+        let n = (self.shape[0] * self.shape[1]) as usize;
+        let fits = out.numel() == n && out.is_contiguous();
+        if !fits || !out.is_floating_point() || out.device() != self.device() {
+            let found = format!("{:?} of {:?}", out.size(), out.kind());
+            let what = format!("a contiguous float tensor of {n} elements");
+            let whereabouts = format!("on {:?}", self.device());
+            return Err(Error::setting(
+                "out",
+                format!(
+                    "found {found} on {:?}; expected {what} {whereabouts}",
+                    out.device()
+                ),
+            ));
+        }
+        let _no_grad = tch::no_grad_guard();
+        match (out.device(), out.kind()) {
+            (Device::Cpu, Kind::Float | Kind::BFloat16 | Kind::Half) => {
+                kernels::dequantize(kernels::best(), self, out);
+            }
+            _ => out.view(self.shape).copy_(&self.dequantize(out.kind())),
+        }
+        Ok(())
+    }
+
+    /// The scale of each block, f32 `[ceil(n / blocksize)]`.
+    pub fn absmax(&self) -> Tensor {
+        match &self.absmax {
+            Absmax::Plain(absmax) => absmax.shallow_clone(),
+            Absmax::Double { codes, nested_absmax, code, offset } => {
+                double::decode(codes, nested_absmax, code, *offset)
+            }
+        }
+    }
+
+    /// The codes, two to a byte, the first in the high half: u8 `[ceil(n / 2), 1]`.
+    pub fn packed(&self) -> &Tensor {
+        &self.packed
+    }
+
+    /// The scales as they are stored.
+    pub fn stored_absmax(&self) -> &Absmax {
+        &self.absmax
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [i64; 2] {
+        self.shape
+    }
+
+    /// Weights that share a scale.
+    pub fn blocksize(&self) -> usize {
+        self.blocksize
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        self.packed.device()
+    }
+
+    /// The memory that it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        let size = |t: &Tensor| t.numel() * t.kind().elt_size_in_bytes();
+        size(&self.packed)
+            + match &self.absmax {
+                Absmax::Plain(absmax) => size(absmax),
+                Absmax::Double { codes, nested_absmax, code, offset } => {
+                    size(codes) + size(nested_absmax) + size(code) + size_of_val(offset)
+                }
+            }
+    }
+
+    /// The same matrix on `device`; shares its memory where it lies there already.
+    pub fn to_device(&self, device: Device) -> Self {
+        self.map(|t| t.to_device(device))
+    }
+
+    /// The same matrix, sharing its memory: for a backward function to keep.
+    pub fn shallow_clone(&self) -> Self {
+        self.map(Tensor::shallow_clone)
+    }
+
+    fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
+        let absmax = match &self.absmax {
+            Absmax::Plain(absmax) => Absmax::Plain(f(absmax)),
+            Absmax::Double { codes, nested_absmax, code, offset } => Absmax::Double {
+                codes: f(codes),
+                nested_absmax: f(nested_absmax),
+                code: f(code),
+                offset: *offset,
+            },
+        };
+        let (shape, blocksize) = (self.shape, self.blocksize);
+        Self { packed: f(&self.packed), absmax, shape, blocksize }
+    }
+}
+
+fn check_blocksize(blocksize: usize) -> Result<()> {
+    if BLOCKSIZES.contains(&blocksize) {
+        return Ok(());
+    }
+    let what = format!("found {blocksize}; expected one of {BLOCKSIZES:?}, usually 64");
+    Err(Error::setting("blocksize", what))
+}
+
+/// Names the first element of `w`, which has one, that is not finite in f32.
+fn non_finite(w: &Tensor) -> String {
+    let bad = w.isfinite().logical_not().nonzero();
+    let (row, column) = (bad.int64_value(&[0, 0]), bad.int64_value(&[0, 1]));
+    let value = w.double_value(&[row, column]);
+    let fix = "the checkpoint is damaged, or was saved after training had diverged";
+    format!("found {value} at [{row}, {column}]; expected finite numbers: {fix}")
+}

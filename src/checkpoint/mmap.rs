@@ -1,0 +1,75 @@
+//! One safetensors file, mapped into memory.
+#![allow(unsafe_code)] // one of the rooms for it: memory mapping
+use super::kind_of;
+use crate::{Error, Result};
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+pub(super) struct MappedFile {
+    pub(super) path: PathBuf,
+    pub(super) header: Metadata,
+    map: Mmap,
+    data_start: usize,
+}
+
+impl MappedFile {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        if len < 8 {
+            let what = format!(
+                "{len} bytes long, which is no safetensors file (the first 8 bytes \
+                 give the header's length); fetch it again"
+            );
+            return Err(Error::file(path, what));
+        }
+        // SAFETY: the map is read-only. Should another process truncate the file
+        // while we read it, the kernel ends us with SIGBUS; memory stays sound.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let (header_len, header) =
+            SafeTensors::read_metadata(&map).map_err(|e| {
+                use safetensors::SafeTensorError as E;
+                let fix = match e {
+                    E::MetadataIncompleteBuffer | E::InvalidHeaderLength => {
+                        "; it looks truncated, fetch it again"
+                    }
+                    _ => "; it is damaged or no safetensors file",
+                };
+                Error::file(path, format!("{e}{fix}"))
+            })?;
+        Ok(Self { path: path.into(), header, map, data_start: 8 + header_len })
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let none = || Error::tensor(&self.path, name, "not in this file");
+        self.header.info(name).ok_or_else(none)
+    }
+
+    pub(super) fn shape(&self, name: &str) -> Result<Vec<i64>> {
+        Ok(self.info(name)?.shape.iter().map(|&n| n as i64).collect())
+    }
+
+    /// A copy of one tensor, in the file's own kind. Its pages are given back, so that
+    /// resident memory does not grow with the file.
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
+        let info = self.info(name)?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            let dtype = info.dtype;
+            let what = format!("dtype {dtype:?}, which libtorch cannot hold");
+            Error::tensor(&self.path, name, what)
+        })?;
+        let (begin, end) = info.data_offsets;
+        let begin = self.data_start + begin;
+        let data = &self.map[begin..self.data_start + end];
+        let copy = Tensor::f_from_data_size(data, &self.shape(name)?, kind)?;
+        // SAFETY: read-only and backed by the file, so the pages come back unchanged
+        // if touched again. A refusal costs memory, nothing else.
+        let _ = unsafe {
+            let advice = UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, begin, data.len())
+        };
+        Ok(copy)
+    }
+}

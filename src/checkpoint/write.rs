@@ -1,0 +1,75 @@
+//! Single safetensors files: adapters, optimizer states.
+use super::mmap::MappedFile;
+use super::{atomic, dtype_of};
+use crate::{Error, Result};
+use safetensors::{Dtype, SafeTensorError, View};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Device, Tensor};
+
+struct Contiguous {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for &Contiguous {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        Cow::Owned(bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes tensors to a safetensors file with this metadata (`[("format", "pt")]` is
+/// what transformers and PEFT expect), atomically.
+///
+/// # Errors
+/// A kind that the format lacks; the system's, naming `path`.
+pub fn save_safetensors(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, t) in tensors {
+        let kind = t.kind();
+        let dtype = dtype_of(kind).ok_or_else(|| {
+            Error::tensor(path, name, format!("kind {kind:?} cannot be saved"))
+        })?;
+        let tensor = t.detach().to_device(Device::Cpu).contiguous();
+        let shape = t.size().iter().map(|&n| n as usize).collect();
+        views.push((name.clone(), Contiguous { tensor, dtype, shape }));
+    }
+    let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+    let metadata: HashMap<String, String> = metadata.collect();
+    atomic::file(path, |partial| {
+        let views = views.iter().map(|(name, v)| (name, v));
+        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(
+            |e| match e {
+                SafeTensorError::IoError(e) => Error::io(path, e),
+                e => Error::file(path, e.to_string()),
+            },
+        )
+    })
+}
+
+/// All tensors of one safetensors file, in host memory.
+///
+/// # Errors
+/// As [`super::Checkpoint::open`], for this file.
+pub fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let file = MappedFile::open(path)?;
+    let names = file.header.tensors().into_keys();
+    names.map(|name| file.tensor(&name).map(|t| (name, t))).collect()
+}

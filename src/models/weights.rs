@@ -1,0 +1,54 @@
+//! Where a decoder's tensors come from: a checkpoint, or a random start.
+use crate::Result;
+use crate::nn::Linear;
+use tch::{Kind, Tensor, no_grad};
+
+/// Gives tensors by their checkpoint names.
+pub trait Weights {
+    /// The tensor `name`, which must have this shape.
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor>;
+
+    /// The linear layer `name` (`name.weight`, and `name.bias` if `bias`).
+    fn linear(
+        &mut self,
+        name: &str,
+        [out, input]: [i64; 2],
+        bias: bool,
+    ) -> Result<Linear> {
+        let weight = self.tensor(&format!("{name}.weight"), &[out, input])?;
+        let bias = match bias {
+            true => Some(self.tensor(&format!("{name}.bias"), &[out])?),
+            false => None,
+        };
+        Ok(Linear::dense(weight, bias))
+    }
+}
+
+/// A random start in f32, all of it trainable: N(0, `std`²) for matrices, ones for
+/// norms, zeros for biases. The numbers depend on `seed` and the name alone.
+pub(super) struct Random {
+    pub(super) seed: u64,
+    pub(super) std: f64,
+}
+
+impl Weights for Random {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let like = (Kind::Float, tch::Device::Cpu);
+        let t = match (shape.len(), name.ends_with(".bias")) {
+            (1, true) => Tensor::zeros(shape, like),
+            (1, false) => Tensor::ones(shape, like),
+            _ => no_grad(|| {
+                let n = shape.iter().product::<i64>() as usize;
+                let z = crate::nn::dropout::normal(n, self.seed, fnv1a(name));
+                Tensor::from_slice(&z).view_(shape) * self.std
+            }),
+        };
+        Ok(t.set_requires_grad(true))
+    }
+}
+
+/// A number per name (FNV-1a, 32 bits).
+pub(crate) fn fnv1a(name: &str) -> u32 {
+    let mix = |h: u32, b: u8| (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
+    name.bytes().fold(0x811C_9DC5, mix)
+}

@@ -1,0 +1,33 @@
+//! The gated feed-forward layer.
+use super::{Linear, Mode};
+use crate::Result;
+use tch::Tensor;
+
+/// `down(silu(gate(x)) ⊙ up(x))`.
+///
+/// Source: Shazeer 2020, arXiv 2002.05202 (SwiGLU).
+#[derive(Debug)]
+pub struct SwiGlu {
+    /// D to F, through SiLU.
+    pub gate: Linear,
+    /// D to F.
+    pub up: Linear,
+    /// F to D.
+    pub down: Linear,
+}
+
+impl SwiGlu {
+    /// [B, T, D] to [B, T, D].
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let gate = self.gate.forward(x, mode)?.silu(); // [B, T, F]
+        self.down.forward(&(gate * self.up.forward(x, mode)?), mode)
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            gate: self.gate.shallow_clone(),
+            up: self.up.shallow_clone(),
+            down: self.down.shallow_clone(),
+        }
+    }
+}

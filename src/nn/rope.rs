@@ -1,0 +1,98 @@
+//! Rotary position embedding.
+use tch::{Device, Kind, Tensor};
+
+/// How positions beyond the trained length are squeezed into it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All frequencies divided by `factor` (Chen et al. 2023, arXiv 2306.15595).
+    Linear {
+        /// How many times longer the text may be.
+        factor: f64,
+    },
+    /// Low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3,
+    /// `_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`).
+    Llama3 {
+        /// How many times longer the text may be.
+        factor: f64,
+        /// Wavelengths longer than `original / low_freq_factor` are scaled.
+        low_freq_factor: f64,
+        /// Wavelengths shorter than `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the first training.
+        original_max_position_embeddings: i64,
+    },
+}
+
+/// The setting: base and scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// θ: wavelengths grow from 2π to 2πθ.
+    pub theta: f64,
+    /// See [`RopeScaling`].
+    pub scaling: RopeScaling,
+}
+
+impl Rope {
+    /// `ω_i = θ^(−2i/K)` for i in 0..K/2, scaled; radians per position, f32.
+    ///
+    /// Source: Su et al. 2021, arXiv 2104.09864.
+    pub fn frequencies(&self, head_dim: i64) -> Vec<f32> {
+        let theta = self.theta as f32;
+        let omega = |i: i64| 1. / theta.powf((2 * i) as f32 / head_dim as f32);
+        let scale = |omega: f32| match self.scaling {
+            RopeScaling::Default => omega,
+            RopeScaling::Linear { factor } => omega / factor as f32,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: trained,
+            } => {
+                // How often this wave turns within the trained length.
+                let turns = trained as f64 * omega as f64
+                    / (2. * std::f64::consts::PI);
+                let kept = ((turns - low) / (high - low)).clamp(0., 1.);
+                let omega = omega as f64;
+                ((1. - kept) * omega / factor + kept * omega) as f32
+            }
+        };
+        (0..head_dim / 2).map(omega).map(scale).collect()
+    }
+
+    /// Cosines and sines for `positions` [.., T].
+    pub fn rotation(
+        &self,
+        positions: &Tensor,
+        head_dim: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Rotation {
+        let omega = Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
+        let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * omega; // [.., T, K/2]
+        let angle = Tensor::cat(&[&angle, &angle], -1); // [.., T, K]
+        Rotation { cos: angle.cos().to_kind(kind), sin: angle.sin().to_kind(kind) }
+    }
+}
+
+/// What [`Rope::rotation`] gives: computed once, used by every layer.
+#[derive(Debug)]
+pub struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotation {
+    /// Turns each pair `(x_i, x_{i+K/2})` of `x` [B, H, T, K] by its angle. (The
+    /// "half" layout of transformers' Llama; the paper pairs neighbours.)
+    pub fn apply(&self, x: &Tensor) -> Tensor {
+        let half = x.size().last().copied().unwrap_or(0) / 2;
+        let (a, b) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
+        x * &self.cos + Tensor::cat(&[-b, a], -1) * &self.sin
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
+    }
+}

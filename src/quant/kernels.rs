@@ -1,0 +1,379 @@
+//! The CPU kernels: `nf4::encode` and `nf4::decode` bit for bit, at the speed of
+//! memory. To quantize is one plain body, compiled once per instruction set; the
+//! look-up of dequantizing is a permutation of the table inside a register.
+#![allow(unsafe_code)]
+use super::nf4::{CODE, THRESHOLDS};
+use super::{Absmax, Nf4Tensor};
+use half::{bf16, f16};
+use std::ops::Range;
+use std::{array, slice};
+use tch::{Device, Kind, Tensor};
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Weights below which a second thread costs more than it brings.
+const GRAIN: usize = 1 << 15;
+
+/// Bytes of output above which it would not stay in the cache: it is then written
+/// past it, which spares the reading of each line before its first write.
+const STREAM: usize = 32 << 20;
+
+/// Weights handled at once: 16 bytes of codes.
+const STEP: usize = 32;
+
+/// The instruction sets for which there is code.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub(super) enum Simd {
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+/// The best one that this machine has.
+pub(super) fn best() -> Simd {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+        return Simd::Avx512;
+    } else if is_x86_feature_detected!("avx2") {
+        return Simd::Avx2;
+    }
+    Simd::Plain
+}
+
+/// A weight as stored: f32, or bf16, which is the upper half of one.
+trait Source: Copy + Default + Sync {
+    fn f32(self) -> f32;
+}
+
+impl Source for f32 {
+    fn f32(self) -> f32 {
+        self
+    }
+}
+
+impl Source for u16 {
+    fn f32(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+}
+
+/// `nf4::encode` for a contiguous f32 or bf16 tensor on the CPU. A block with a
+/// number that is not finite gets an absmax that is not finite.
+pub(super) fn quantize(simd: Simd, w: &Tensor, blocksize: usize) -> (Tensor, Tensor) {
+    match w.kind() {
+        Kind::BFloat16 => quantize_from(simd, elements::<u16>(w), blocksize),
+        _ => quantize_from(simd, elements::<f32>(w), blocksize),
+    }
+}
+
+fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor) {
+    let (n, blocks) = (w.len(), w.len().div_ceil(size));
+    let packed = Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
+    let absmax = Tensor::empty([blocks as i64], (Kind::Float, Device::Cpu));
+    let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
+    parallel_for(blocks, GRAIN / size, |part| {
+        let weights = part.start * size..n.min(part.end * size);
+        // Sizes of blocks are even, so no two parts share a byte.
+        let codes = unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
+        let (w, scales) = (&w[weights], unsafe { scales.part(part) });
+        match simd {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 => unsafe { quantize_avx512(w, size, codes, scales) },
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2 => unsafe { quantize_avx2(w, size, codes, scales) },
+            _ => quantize_blocks(w, size, codes, scales),
+        }
+    });
+    (packed, absmax)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn quantize_avx512<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+    quantize_blocks(w, size, to, max);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_avx2<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+    quantize_blocks(w, size, to, max);
+}
+
+#[inline(always)]
+fn quantize_blocks<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+    let blocks = w.chunks(size).zip(to.chunks_mut(size / 2)).zip(max);
+    for ((w, codes), absmax) in blocks {
+        // Without its sign, a float is ordered as the integer of its bits, infinity
+        // and NaN on top: one maximum finds the scale and what is not finite.
+        let magnitude = |x: &T| (x.f32().to_bits() & 0x7fff_ffff) as i32;
+        *absmax = f32::from_bits(w.iter().map(magnitude).fold(0, i32::max) as u32);
+        let scale = 1.0 / *absmax;
+        let (whole, rest) = w.as_chunks::<STEP>();
+        let (bytes, last) = codes.split_at_mut(whole.len() * STEP / 2);
+        for (w, bytes) in whole.iter().zip(bytes.as_chunks_mut().0) {
+            *bytes = encode(w, scale);
+        }
+        if !rest.is_empty() {
+            let mut padded = [T::default(); STEP];
+            padded[..rest.len()].copy_from_slice(rest);
+            last.copy_from_slice(&encode(&padded, scale)[..last.len()]);
+        }
+    }
+}
+
+/// For each weight the number of borders below it, two to a byte.
+#[inline(always)]
+fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
+    let mut code = [0; STEP];
+    for (code, w) in code.iter_mut().zip(w) {
+        let x = w.f32() * scale;
+        for border in THRESHOLDS {
+            *code += i32::from(x > border);
+        }
+    }
+    array::from_fn(|i| (code[2 * i] << 4 | code[2 * i + 1]) as u8)
+}
+
+/// `nf4::decode` into `out`: contiguous, as many elements as `q`, on the CPU, f32,
+/// bf16 or f16. The 16 products of a block are rounded before they are looked up.
+pub(super) fn dequantize(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
+    match out.kind() {
+        Kind::BFloat16 => dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits()),
+        Kind::Half => dequantize_to(simd, q, out, |x| f16::from_f32(x).to_bits()),
+        _ => dequantize_to(simd, q, out, |x| x),
+    }
+}
+
+fn dequantize_to<W: Word>(
+    simd: Simd,
+    q: &Nf4Tensor,
+    out: &Tensor,
+    round: impl Fn(f32) -> W + Sync,
+) {
+    let codes = elements::<u8>(&q.packed);
+    let scales = Scales::of(&q.absmax);
+    let (n, size) = (out.numel(), q.blocksize);
+    let out = Parts::<W>::of(out);
+    let stream = n * size_of::<W>() >= STREAM && out.0.addr().is_multiple_of(64);
+    parallel_for(n.div_ceil(size), GRAIN / size, |part| {
+        let weights = part.start * size..n.min(part.end * size);
+        let codes = &codes[weights.start / 2..weights.end.div_ceil(2)];
+        let out = unsafe { out.part(weights) };
+        let blocks = codes.chunks(size / 2).zip(out.chunks_mut(size)).zip(part);
+        let blocks = blocks.map(|((codes, out), block)| {
+            let absmax = scales.at(block);
+            (codes, CODE.map(|level| round(level * absmax)), out)
+        });
+        match (simd, stream) {
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, true) => unsafe { look_up_avx512::<W, true>(blocks) },
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx512, false) => unsafe { look_up_avx512::<W, false>(blocks) },
+            #[cfg(target_arch = "x86_64")]
+            (Simd::Avx2, _) => unsafe { look_up_avx2(blocks) },
+            _ => blocks.for_each(|(codes, table, out)| look_up(codes, &table, out)),
+        }
+    });
+}
+
+/// `out[2 i]` from the high half of `codes[i]`, `out[2 i + 1]` from the low one.
+#[inline(always)]
+fn look_up<W: Word>(codes: &[u8], table: &[W; 16], out: &mut [W]) {
+    for (pair, byte) in out.chunks_mut(2).zip(codes) {
+        pair[0] = table[usize::from(byte >> 4)];
+        if let [_, second] = pair {
+            *second = table[usize::from(byte & 15)];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn look_up_avx512<'a, W: Word, const STREAM: bool>(
+    blocks: impl Iterator<Item = (&'a [u8], [W; 16], &'a mut [W])>,
+) {
+    for (codes, table, out) in blocks {
+        let (whole, rest) = out.as_chunks_mut();
+        let (bytes, last) = codes.split_at(whole.len() * STEP / 2);
+        for (bytes, out) in bytes.as_chunks().0.iter().zip(whole) {
+            unsafe { W::avx512::<STREAM>(bytes, &table, out) };
+        }
+        look_up(last, &table, rest);
+    }
+    if STREAM {
+        _mm_sfence();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn look_up_avx2<'a, W: Word>(
+    blocks: impl Iterator<Item = (&'a [u8], [W; 16], &'a mut [W])>,
+) {
+    for (codes, table, out) in blocks {
+        let (whole, rest) = out.as_chunks_mut();
+        let (bytes, last) = codes.split_at(whole.len() * STEP / 2);
+        for (bytes, out) in bytes.as_chunks().0.iter().zip(whole) {
+            unsafe { W::avx2(bytes, &table, out) };
+        }
+        look_up(last, &table, rest);
+    }
+}
+
+/// A dequantized weight, and the look-up of [`STEP`] of them.
+trait Word: Copy + Send + Sync + 'static {
+    /// Needs AVX-512 F, BW and VL, and with `STREAM` an `out` aligned to 64 bytes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx512<const STREAM: bool>(
+        codes: &[u8; STEP / 2],
+        table: &[Self; 16],
+        out: &mut [Self; STEP],
+    );
+    /// Needs AVX2.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[Self; 16], out: &mut [Self; STEP]);
+}
+
+impl Word for f32 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn avx512<const STREAM: bool>(
+        codes: &[u8; STEP / 2],
+        table: &[f32; 16],
+        out: &mut [f32; STEP],
+    ) {
+        let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
+        for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut().0) {
+            let byte = _mm512_cvtepu8_epi64(_mm_set1_epi64x(i64::from_le_bytes(*codes)));
+            // Of each 64 bits, the high code into the lower half and the low code
+            // into the upper; the permutation looks at four bits and no others.
+            let (high, low) =
+                (_mm512_srli_epi64::<4>(byte), _mm512_slli_epi64::<32>(byte));
+            let words = _mm512_permutexvar_ps(_mm512_or_si512(high, low), table);
+            let out: &mut [f32; 16] = out;
+            match STREAM {
+                true => unsafe { _mm512_stream_ps(out.as_mut_ptr(), words) },
+                false => unsafe { _mm512_storeu_ps(out.as_mut_ptr(), words) },
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[f32; 16], out: &mut [f32; STEP]) {
+        let lower = unsafe { _mm256_loadu_ps(table.as_ptr()) };
+        let upper = unsafe { _mm256_loadu_ps(table[8..].as_ptr()) };
+        for (codes, out) in codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut().0) {
+            let byte = _mm256_cvtepu8_epi64(_mm_set1_epi32(i32::from_le_bytes(*codes)));
+            let (high, low) =
+                (_mm256_srli_epi64::<4>(byte), _mm256_slli_epi64::<32>(byte));
+            let index = _mm256_or_si256(high, low);
+            // Eight entries to a register: the fourth bit of a code says which one.
+            let which = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+            let lower = _mm256_permutevar8x32_ps(lower, index);
+            let upper = _mm256_permutevar8x32_ps(upper, index);
+            let words = _mm256_blendv_ps(lower, upper, which);
+            let out: &mut [f32; 8] = out;
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), words) };
+        }
+    }
+}
+
+impl Word for u16 {
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn avx512<const STREAM: bool>(
+        codes: &[u8; STEP / 2],
+        table: &[u16; 16],
+        out: &mut [u16; STEP],
+    ) {
+        // Twice over, so that the fifth bit of an index does not matter.
+        let table = unsafe { _mm256_loadu_si256(table.as_ptr().cast()) };
+        let table = _mm512_broadcast_i64x4(table);
+        let byte = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
+        let (high, low) = (_mm512_srli_epi32::<4>(byte), _mm512_slli_epi32::<16>(byte));
+        let words = _mm512_permutexvar_epi16(_mm512_or_si512(high, low), table);
+        match STREAM {
+            true => unsafe { _mm512_stream_si512(out.as_mut_ptr().cast(), words) },
+            false => unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) },
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[u16; 16], out: &mut [u16; STEP]) {
+        look_up(codes, table, out);
+    }
+}
+
+/// The scale of each block, in either form.
+enum Scales<'a> {
+    Plain(&'a [f32]),
+    Double { codes: &'a [u8], nested: &'a [f32], code: &'a [f32], offset: f32 },
+}
+
+impl<'a> Scales<'a> {
+    fn of(absmax: &'a Absmax) -> Self {
+        match absmax {
+            Absmax::Plain(absmax) => Self::Plain(elements(absmax)),
+            Absmax::Double { codes, nested_absmax, code, offset } => Self::Double {
+                codes: elements(codes),
+                nested: elements(nested_absmax),
+                code: elements(code),
+                offset: *offset,
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn at(&self, block: usize) -> f32 {
+        match self {
+            Self::Plain(absmax) => absmax[block],
+            Self::Double { codes, nested, code, offset } => {
+                let nested = nested[block / super::double::NESTED_BLOCKSIZE];
+                code[usize::from(codes[block])] * nested + offset
+            }
+        }
+    }
+}
+
+/// The elements of a contiguous tensor on the CPU whose kind is `T`'s.
+fn elements<T>(t: &Tensor) -> &[T] {
+    debug_assert!(t.is_contiguous() && t.device() == Device::Cpu);
+    debug_assert_eq!(t.kind().elt_size_in_bytes(), size_of::<T>());
+    unsafe { slice::from_raw_parts(t.data_ptr().cast(), t.numel()) }
+}
+
+/// The same, to be written by several threads.
+struct Parts<T>(*mut T, usize);
+
+unsafe impl<T: Send> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    fn of(t: &Tensor) -> Self {
+        let all = elements::<T>(t);
+        Self(t.data_ptr().cast(), all.len())
+    }
+
+    /// Parts given out must not overlap.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.1);
+        unsafe { slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+}
+
+fn parallel_for(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+    let half = if n <= grain.max(1) { n } else { n / 2 };
+    std::thread::scope(|scope| {
+        if half < n {
+            scope.spawn(|| f(half..n));
+        }
+        f(0..half);
+    });
+}
