@@ -1,0 +1,212 @@
+//! The pretraining: predict the next token, with the library's own decoder, AdamW,
+//! cosine schedule and clipping.
+use super::rng::Rng;
+use super::text::register_entry;
+use super::tokenizer::{BOS, EOS, PAD, VOCABULARY, decode, encode, id};
+use anyhow::Result;
+use downhill::checkpoint::save_safetensors;
+use downhill::models::{Decoder, DecoderConfig};
+use downhill::nn::{Mode, Rope, RopeScaling};
+use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, clip_grad_norm};
+use downhill::schedule::{Schedule, cosine};
+use downhill::tch::{Kind, Tensor, manual_seed, no_grad};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::path::Path;
+use tokenizers::Tokenizer;
+
+/// What can be set from outside.
+pub struct Recipe {
+    pub steps: i64,
+    pub learning_rate: f64,
+    pub seed: u64,
+}
+
+/// Tokens of a row that are predicted, and rows of a batch.
+const WINDOW: usize = 128;
+const BATCH: usize = 8;
+
+/// The shape of the checkpoint: a deepseek-llm in small.
+fn config() -> DecoderConfig {
+    DecoderConfig {
+        vocab_size: VOCABULARY as i64,
+        hidden_size: 192,
+        intermediate_size: 512,
+        num_hidden_layers: 4,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 32,
+        rms_norm_eps: 1e-6,
+        rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
+        max_position_embeddings: 512,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+    }
+}
+
+/// The rows that the model reads: BOS and WINDOW tokens each.
+struct Reader<'a> {
+    tokenizer: &'a Tokenizer,
+    pages: Vec<i64>, // the books, end to end
+    bos: i64,
+    eos: i64,
+    rng: Rng,
+}
+
+impl Reader<'_> {
+    /// Of twenty rows, thirteen are a page of a book, four a passage read again and
+    /// again, three entries of the register.
+    fn row(&mut self) -> Result<Vec<i64>> {
+        let at = self.rng.below(self.pages.len() - WINDOW);
+        let mut ids = vec![self.bos];
+        match self.rng.below(20) {
+            0..13 => ids.extend(&self.pages[at..at + WINDOW]),
+            13..17 => {
+                let passage =
+                    &self.pages[at..][..8 + self.rng.below(WINDOW / 2 - 8)];
+                ids.extend(passage.iter().cycle().take(WINDOW));
+            }
+            _ => {
+                ids.clear();
+                while ids.len() <= WINDOW {
+                    ids.push(self.bos);
+                    let entry = register_entry(&mut self.rng);
+                    ids.append(&mut encode(self.tokenizer, &entry)?);
+                    ids.push(self.eos);
+                }
+                ids.truncate(WINDOW + 1);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+/// Mean cross-entropy of each next token, in nats. Rows of equal length.
+fn loss(model: &Decoder, rows: &[Vec<i64>]) -> Result<Tensor> {
+    let ids = Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]);
+    let (_, t) = ids.size2()?;
+    let hidden = model.hidden(&ids.narrow(1, 0, t - 1), Mode::Eval, None)?;
+    let logits = model.logits(&hidden)?.flatten(0, 1);
+    Ok(logits.cross_entropy_for_logits(&ids.narrow(1, 1, t - 1).reshape([-1])))
+}
+
+/// Trains a new model. Prints the loss on the last pages of each book, which it has
+/// not read.
+pub fn run(
+    tokenizer: &Tokenizer,
+    books: &[Vec<String>],
+    recipe: &Recipe,
+) -> Result<Decoder> {
+    let (bos, eos) = (id(tokenizer, BOS)?, id(tokenizer, EOS)?);
+    let mut pages = Vec::new();
+    let mut unread = Vec::new();
+    for book in books {
+        let mut ids = encode(tokenizer, &book.join("\n"))?;
+        let last = ids.split_off(ids.len() - 16 * WINDOW);
+        let rows = last.chunks(WINDOW).map(|page| [&[bos], page].concat());
+        unread.push((&book[0], rows.collect::<Vec<_>>()));
+        pages.append(&mut ids);
+    }
+    let model = Decoder::random(config(), recipe.seed)?;
+    let named = model.named_parameters();
+    let count: usize = named.iter().map(|(_, t)| t.numel()).sum();
+    println!("{count} parameters; {} tokens of books", pages.len());
+    let decay = |_: &str, t: &Tensor| if t.dim() > 1 { 0.1 } else { 0. };
+    let rule = AdamW(Adam { beta2: 0.95, ..Adam::default() });
+    let mut optimizer = Driver::new(rule, Param::with_decay(named, decay));
+    let schedule = cosine(recipe.learning_rate, recipe.steps / 20, recipe.steps);
+
+    let mut reader = Reader { tokenizer, pages, bos, eos, rng: Rng(recipe.seed) };
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}, {eta} left")?;
+    let bar = ProgressBar::new(recipe.steps as u64).with_style(style);
+    let mut mean = 0.;
+    for step in 0..recipe.steps {
+        let rows = (0..BATCH).map(|_| reader.row()).collect::<Result<Vec<_>>>()?;
+        let loss = loss(&model, &rows)?;
+        loss.backward();
+        clip_grad_norm(optimizer.params(), 1.0);
+        optimizer.step(schedule.lr(step));
+        optimizer.zero_grad();
+        mean += (loss.double_value(&[]) - mean) / (step + 1).min(50) as f64;
+        bar.set_message(format!(" loss {mean:.3}"));
+        bar.inc(1);
+        if bar.is_hidden() && (step + 1) % 50 == 0 {
+            println!("step {}: loss {mean:.3}", step + 1);
+        }
+    }
+    bar.finish();
+    for (book, rows) in &unread {
+        let nats = no_grad(|| loss(&model, rows))?.double_value(&[]);
+        println!("unread pages of {book}: {nats:.3} nats a token");
+    }
+    Ok(model)
+}
+
+/// The text and 60 tokens drawn after it, each among the 20 likeliest.
+pub fn continued(
+    model: &Decoder,
+    tokenizer: &Tokenizer,
+    text: &str,
+    seed: u64,
+) -> Result<String> {
+    manual_seed(seed as i64);
+    let mut ids = vec![id(tokenizer, BOS)?];
+    ids.append(&mut encode(tokenizer, text)?);
+    for _ in 0..60 {
+        let read = Tensor::from_slice(&ids).unsqueeze(0);
+        let next = no_grad(|| -> Result<i64> {
+            let last = model.hidden(&read, Mode::Eval, None)?.narrow(1, -1, 1);
+            let scores = model.logits(&last)?.flatten(0, 2) / 0.8;
+            let (best, at) = scores.topk(20, -1, true, true);
+            let drawn = best.softmax(-1, Kind::Float).multinomial(1, true);
+            Ok(at.int64_value(&[drawn.int64_value(&[0])]))
+        })?;
+        ids.push(next);
+    }
+    decode(tokenizer, &ids)
+}
+
+/// Writes `model.safetensors` (bf16), `config.json` and `generation_config.json`.
+pub fn write(model: &Decoder, tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
+    let halved = |(name, t): (String, Tensor)| (name, t.to_kind(Kind::BFloat16));
+    let tensors: Vec<_> = model.named_parameters().into_iter().map(halved).collect();
+    save_safetensors(
+        &folder.join("model.safetensors"),
+        &tensors,
+        &[("format", "pt")],
+    )?;
+    let c = &model.config;
+    let ids = [id(tokenizer, BOS)?, id(tokenizer, EOS)?, id(tokenizer, PAD)?];
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": c.attention_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": ids[0],
+        "eos_token_id": ids[1],
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": c.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": c.intermediate_size,
+        "max_position_embeddings": c.max_position_embeddings,
+        "mlp_bias": c.mlp_bias,
+        "model_type": "llama",
+        "num_attention_heads": c.num_attention_heads,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_key_value_heads": c.num_key_value_heads,
+        "pad_token_id": ids[2],
+        "pretraining_tp": 1,
+        "rms_norm_eps": c.rms_norm_eps,
+        "rope_scaling": null,
+        "rope_theta": c.rope.theta,
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "torch_dtype": "bfloat16",
+        "use_cache": true,
+        "vocab_size": c.vocab_size,
+    });
+    super::write_json(&folder.join("config.json"), &config)?;
+    let generation = json!({ "bos_token_id": ids[0], "eos_token_id": ids[1], "pad_token_id": ids[2] });
+    super::write_json(&folder.join("generation_config.json"), &generation)
+}
