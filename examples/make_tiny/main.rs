@@ -3,7 +3,7 @@
 //!
 //! `cargo run --example make_tiny` writes all of it again (see `--help`), on the CPU;
 //! with `-- --steps 0` all but the weights, in a few seconds.
-mod dates;
+pub mod dates;
 mod pretrain;
 mod rng;
 mod text;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 #[derive(Parser)]
-struct Args {
+pub struct Args {
     /// Where the source texts are.
     #[arg(long, default_value = "examples/data")]
     data: PathBuf,
@@ -34,7 +34,11 @@ struct Args {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    make(&Args::parse())
+}
+
+/// Writes everything.
+pub fn make(args: &Args) -> Result<()> {
     let tiny = args.out.join("tiny");
     std::fs::create_dir_all(&tiny).with_context(|| tiny.display().to_string())?;
 

@@ -5,13 +5,15 @@ use super::text::register_entry;
 use super::tokenizer::{BOS, EOS, PAD, VOCABULARY, decode, encode, id};
 use anyhow::Result;
 use downhill::checkpoint::save_safetensors;
+use downhill::generate::{Sampling, generate};
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::{Mode, Rope, RopeScaling};
 use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, clip_grad_norm};
 use downhill::schedule::{Schedule, cosine};
-use downhill::tch::{Kind, Tensor, manual_seed, no_grad};
+use downhill::tch::{Kind, Tensor, no_grad};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -144,27 +146,19 @@ pub fn run(
     Ok(model)
 }
 
-/// The text and 60 tokens drawn after it, each among the 20 likeliest.
+/// The text and 60 tokens that the model puts after it.
 pub fn continued(
     model: &Decoder,
     tokenizer: &Tokenizer,
     text: &str,
     seed: u64,
 ) -> Result<String> {
-    manual_seed(seed as i64);
     let mut ids = vec![id(tokenizer, BOS)?];
     ids.append(&mut encode(tokenizer, text)?);
-    for _ in 0..60 {
-        let read = Tensor::from_slice(&ids).unsqueeze(0);
-        let next = no_grad(|| -> Result<i64> {
-            let last = model.hidden(&read, Mode::Eval, None)?.narrow(1, -1, 1);
-            let scores = model.logits(&last)?.flatten(0, 2) / 0.8;
-            let (best, at) = scores.topk(20, -1, true, true);
-            let drawn = best.softmax(-1, Kind::Float).multinomial(1, true);
-            Ok(at.int64_value(&[drawn.int64_value(&[0])]))
-        })?;
-        ids.push(next);
-    }
+    let sampling = Sampling { max_new_tokens: 60, temperature: 0.7, top_p: 0.9, seed };
+    let stop = [id(tokenizer, EOS)?];
+    let mut on = |_| Ok(ControlFlow::Continue(()));
+    ids.append(&mut generate(model, &ids.clone(), &stop, &sampling, &mut on)?);
     decode(tokenizer, &ids)
 }
 
