@@ -5,7 +5,8 @@ use std::{env, path::PathBuf};
 fn main() {
     println!("cargo:rerun-if-changed=src/autograd/node.cpp");
     // torch-sys hands this to direct dependents only, hence the dependency on it.
-    let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names its libtorch");
+    let lib =
+        env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names its libtorch");
     let include = PathBuf::from(&lib).parent().expect("lib/").join("include");
     cc::Build::new()
         .cpp(true)

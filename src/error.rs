@@ -82,7 +82,11 @@ impl Error {
         Self::File { path: path.as_ref().into(), what: what.into() }
     }
     /// A wrong row.
-    pub fn row(path: impl AsRef<Path>, line: usize, what: impl Into<String>) -> Self {
+    pub fn row(
+        path: impl AsRef<Path>,
+        line: usize,
+        what: impl Into<String>,
+    ) -> Self {
         Self::Row { path: path.as_ref().into(), line, what: what.into() }
     }
     /// A wrong tensor.

@@ -78,7 +78,8 @@ pub fn attach(
 ) -> Result<Named> {
     config.check()?;
     for target in config.target_modules.iter().filter(|t| *t != "all-linear") {
-        let only = LoraConfig { target_modules: vec![target.clone()], ..config.clone() };
+        let only =
+            LoraConfig { target_modules: vec![target.clone()], ..config.clone() };
         if !linears.iter().any(|(name, _)| only.targets(name)) {
             let leaves: BTreeSet<_> = linears.iter().map(|(n, _)| leaf(n)).collect();
             let leaves = Vec::from_iter(leaves).join(", ");
@@ -104,7 +105,10 @@ pub fn attach(
         remember(&mut named, &name, linear);
     }
     if named.is_empty() {
-        return Err(Error::setting("target-modules", "empty: nothing would be trained"));
+        return Err(Error::setting(
+            "target-modules",
+            "empty: nothing would be trained",
+        ));
     }
     Ok(named)
 }
@@ -141,10 +145,17 @@ pub fn save_adapter(
     let mut named: Named = named.collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     save_safetensors(&dir.join(WEIGHTS), &named, &[("format", "pt")])?;
-    // PEFT stores the names that `all-linear` stood for.
-    let module = |n: &str| n.rsplit('.').nth(2).map(str::to_string);
-    let modules: BTreeSet<_> =
-        adapters.iter().filter_map(|(n, _)| module(n)).collect();
+    // PEFT adapts every module whose name ends in one of these: so the names as they
+    // were given, those that `all-linear` stood for, or, after a regular expression
+    // that was not kept, each module in full.
+    let given = &config.target_modules;
+    let all = given.iter().any(|t| t == "all-linear");
+    let paths = adapters.iter().filter_map(|(n, _)| n.split(".lora_").next());
+    let modules: BTreeSet<&str> = match (all, given.is_empty()) {
+        (true, _) => paths.map(leaf).collect(),
+        (false, true) => paths.collect(),
+        (false, false) => given.iter().map(String::as_str).collect(),
+    };
     let alpha = match config.alpha.fract() == 0. {
         true => json!(config.alpha as i64),
         false => json!(config.alpha),
@@ -300,7 +311,9 @@ pub fn load_adapter(
                         another base?";
             Err(Error::tensor(&path, key, what))
         }
-        None if named.is_empty() => Err(Error::file(&path, "holds no adapter tensor")),
+        None if named.is_empty() => {
+            Err(Error::file(&path, "holds no adapter tensor"))
+        }
         None => Ok((config, named)),
     }
 }

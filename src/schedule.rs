@@ -29,8 +29,9 @@ pub fn constant_with_warmup(peak: f64, warmup: i64) -> impl Schedule {
 /// Warmup, then a straight line to 0 at step `total`.
 pub fn linear(peak: f64, warmup: i64, total: i64) -> impl Schedule {
     move |t| {
-        let fall = || (1. - progress(t, warmup, total)).max(0.);
-        peak * rise(t, warmup).unwrap_or_else(fall)
+        // As in transformers, 0 from `total` on even where the warmup never ends.
+        let left = || i64::max(total - t, 0) as f64 / (total - warmup).max(1) as f64;
+        peak * rise(t, warmup).unwrap_or_else(left)
     }
 }
 

@@ -8,8 +8,7 @@ use std::sync::Mutex;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-pub(super) type Backward =
-    Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
+pub(super) type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
 type CallFn = unsafe extern "C" fn(
     *mut c_void,
     *const *mut C_tensor,
@@ -35,6 +34,7 @@ unsafe extern "C" {
         error_len: usize,
     ) -> i32;
     fn dh_clear_grad(t: *const C_tensor);
+    fn dh_load_library(name: *const c_char) -> *const c_char;
     fn dh_parallel_for(n: i64, grain: i64, ctx: *mut c_void, body: BodyFn);
 }
 
@@ -158,6 +158,18 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 pub(super) fn clear_grad(t: &Tensor) {
     // SAFETY: a live handle.
     unsafe { dh_clear_grad(t.as_ptr()) }
+}
+
+pub(super) fn load_library(name: &str) -> std::result::Result<(), String> {
+    let name = std::ffi::CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: a C string in; null or a C string of the loader's out, read at once.
+    unsafe {
+        let why = dh_load_library(name.as_ptr());
+        match why.is_null() {
+            true => Ok(()),
+            false => Err(CStr::from_ptr(why).to_string_lossy().into_owned()),
+        }
+    }
 }
 
 type Body<'a> = &'a (dyn Fn(Range<usize>) + Sync);

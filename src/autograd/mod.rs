@@ -125,6 +125,14 @@ pub fn clear_grad(t: &Tensor) {
     ffi::clear_grad(t);
 }
 
+/// Loads a shared library beside libtorch (its CUDA half), before its first use.
+///
+/// # Errors
+/// What the loader says.
+pub fn load_library(name: &str) -> std::result::Result<(), String> {
+    ffi::load_library(name)
+}
+
 /// Calls `f` on disjoint ranges that cover `0..n`, on libtorch's own threads, at
 /// least `grain` long where possible.
 pub fn parallel_for(

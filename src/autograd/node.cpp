@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <dlfcn.h>
+
 #include <cstring>
 #include <memory>
 
@@ -80,6 +82,11 @@ int dh_attach(Tensor **inputs, size_t n_in, Tensor **outputs, size_t n_out,
 
 // `.grad = None`, for which tch has no call.
 void dh_clear_grad(Tensor *t) { t->mutable_grad().reset(); }
+
+// Loads a shared library, its symbols for all to see. Null, or why not.
+const char *dh_load_library(const char *name) {
+  return dlopen(name, RTLD_NOW | RTLD_GLOBAL) ? nullptr : dlerror();
+}
 
 // Splits [0, n) over libtorch's own threads, so that our CPU kernels and its matrix
 // products do not compete for cores.

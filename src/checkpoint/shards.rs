@@ -68,8 +68,10 @@ impl Checkpoint {
         let path = dir.join(INDEX);
         let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| {
-            let what = format!("not a checkpoint index: {e}; expected an object \
-                                with `weight_map`: tensor name to file name");
+            let what = format!(
+                "not a checkpoint index: {e}; expected an object \
+                                with `weight_map`: tensor name to file name"
+            );
             Error::file(&path, what)
         })?;
         let names: BTreeSet<&String> = index.weight_map.values().collect();
@@ -88,8 +90,10 @@ impl Checkpoint {
             }
             let shard = dir.join(name);
             if !shard.is_file() {
-                let what = format!("names the shard `{name}`, which is absent from \
-                                    the folder; fetch it");
+                let what = format!(
+                    "names the shard `{name}`, which is absent from \
+                                    the folder; fetch it"
+                );
                 return Err(Error::file(&path, what));
             }
             files.push(MappedFile::open(&shard)?);

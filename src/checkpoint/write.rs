@@ -2,7 +2,7 @@
 use super::mmap::MappedFile;
 use super::{atomic, dtype_of};
 use crate::{Error, Result};
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::{Dtype, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
@@ -55,12 +55,10 @@ pub fn save_safetensors(
     let metadata: HashMap<String, String> = metadata.collect();
     atomic::file(path, |partial| {
         let views = views.iter().map(|(name, v)| (name, v));
-        safetensors::serialize_to_file(views, Some(metadata), partial).map_err(
-            |e| match e {
-                SafeTensorError::IoError(e) => Error::io(path, e),
-                e => Error::file(path, e.to_string()),
-            },
-        )
+        // Not `serialize_to_file`: only their owner may read the files it makes.
+        let bytes = safetensors::serialize(views, Some(metadata))
+            .map_err(|e| Error::file(path, e.to_string()))?;
+        std::fs::write(partial, bytes).map_err(|e| Error::io(path, e))
     })
 }
 

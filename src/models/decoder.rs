@@ -23,10 +23,8 @@ pub struct Block {
 impl Block {
     fn new(w: &mut dyn Weights, name: &str, c: &DecoderConfig) -> Result<Self> {
         let (d, f) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (
-            c.num_attention_heads * c.head_dim,
-            c.num_key_value_heads * c.head_dim,
-        );
+        let (q, kv) =
+            (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let mut norm = |part: &str| -> Result<RmsNorm> {
             let weight = w.tensor(&format!("{name}.{part}.weight"), &[d])?;
             Ok(RmsNorm { weight, eps: c.rms_norm_eps })
@@ -172,7 +170,8 @@ impl Decoder {
         let (_, t) = ids.size2()?;
         let start = cache.as_ref().map_or(0, |c| c.len());
         let (kind, device) = (self.kind(), self.device());
-        let positions = Tensor::arange_start(start, start + t, (Kind::Int64, device));
+        let positions =
+            Tensor::arange_start(start, start + t, (Kind::Int64, device));
         let rope = &self.config.rope;
         let rotation = rope.rotation(&positions, self.config.head_dim, kind, device);
         let mut x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
@@ -239,7 +238,8 @@ impl Decoder {
     /// Bytes of all weights as they lie in memory, adapters not counted.
     pub fn bytes(&self) -> usize {
         let dense = self.named_parameters();
-        let dense = dense.iter().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes());
+        let dense =
+            dense.iter().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes());
         let quantized = self.blocks.iter().flat_map(|b| b.linears());
         let quantized = quantized.map(|(_, l)| match &l.weight {
             Weight::Nf4(q) => q.bytes(),
@@ -260,9 +260,8 @@ fn recomputed(
     let block = block.shallow_clone();
     let adapters = block.linears();
     let adapters = adapters.iter().filter_map(|(_, l)| l.lora.as_ref());
-    let adapters: Vec<Tensor> = adapters
-        .flat_map(|l| [l.a.shallow_clone(), l.b.shallow_clone()])
-        .collect();
+    let adapters: Vec<Tensor> =
+        adapters.flat_map(|l| [l.a.shallow_clone(), l.b.shallow_clone()]).collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&adapters).collect();
     let rotation = rotation.shallow_clone();
     autograd::checkpoint(&inputs, move |leaves| {

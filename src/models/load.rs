@@ -37,8 +37,12 @@ pub fn load(
 ) -> Result<Decoder> {
     let config = read_config(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
-    let mut from =
-        FromDisk { checkpoint: &checkpoint, options, used: BTreeSet::new(), progress };
+    let mut from = FromDisk {
+        checkpoint: &checkpoint,
+        options,
+        used: BTreeSet::new(),
+        progress,
+    };
     let tied = config.tie_word_embeddings;
     let model = tch::no_grad(|| Decoder::new(config, &mut from))?;
     let used = from.used;
@@ -97,7 +101,9 @@ impl Weights for FromDisk<'_> {
             true => {
                 let q = Nf4Tensor::quantize(&w, 64, self.options.double_quant);
                 let file = self.checkpoint.file_of(&weight);
-                Weight::Nf4(q.map_err(|e| Error::tensor(file, weight, e.to_string()))?)
+                Weight::Nf4(
+                    q.map_err(|e| Error::tensor(file, weight, e.to_string()))?,
+                )
             }
         };
         let bias = match bias {

@@ -48,7 +48,10 @@ pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
         return x.shallow_clone();
     }
     let mask = mask(x.numel(), p, seed, step, place);
-    x * Tensor::from_slice(&mask).view_(x.size()).to_device(x.device()).to_kind(x.kind())
+    x * Tensor::from_slice(&mask)
+        .view_(x.size())
+        .to_device(x.device())
+        .to_kind(x.kind())
 }
 // ANCHOR_END: dropout
 
@@ -67,7 +70,6 @@ fn mask(n: usize, p: f64, seed: u64, step: u64, place: u32) -> Vec<f32> {
     mask.truncate(n);
     mask
 }
-
 
 /// `n` draws from N(0, 1), a function of (seed, place): Box-Muller over Philox.
 pub fn normal(n: usize, seed: u64, place: u32) -> Vec<f32> {
@@ -90,7 +92,8 @@ pub fn normal(n: usize, seed: u64, place: u32) -> Vec<f32> {
 /// `n` draws from U(−bound, bound), a function of (seed, place).
 pub fn uniform(n: usize, bound: f64, seed: u64, place: u32) -> Vec<f32> {
     let key = [seed as u32, (seed >> 32) as u32];
-    let words = (0..n.div_ceil(4)).flat_map(|i| philox([i as u32, place, 0, 2], key));
+    let words =
+        (0..n.div_ceil(4)).flat_map(|i| philox([i as u32, place, 0, 2], key));
     let unit = |w: u32| (f64::from(w) + 0.5) / 2f64.powi(32);
     words.take(n).map(|w| ((2. * unit(w) - 1.) * bound) as f32).collect()
 }

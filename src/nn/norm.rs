@@ -17,7 +17,8 @@ impl RmsNorm {
     /// Normalizes `x` [.., D].
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
-        let x = if reduced(kind) { x.to_kind(Kind::Float) } else { x.shallow_clone() };
+        let x =
+            if reduced(kind) { x.to_kind(Kind::Float) } else { x.shallow_clone() };
         let mean = x.square().mean_dim([-1].as_slice(), true, x.kind());
         &self.weight * (x * (mean + self.eps).rsqrt()).to_kind(kind)
     }

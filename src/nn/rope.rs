@@ -51,8 +51,8 @@ impl Rope {
                 original_max_position_embeddings: trained,
             } => {
                 // How often this wave turns within the trained length.
-                let turns = trained as f64 * omega as f64
-                    / (2. * std::f64::consts::PI);
+                let turns =
+                    trained as f64 * omega as f64 / (2. * std::f64::consts::PI);
                 let kept = ((turns - low) / (high - low)).clamp(0., 1.);
                 let omega = omega as f64;
                 ((1. - kept) * omega / factor + kept * omega) as f32
@@ -69,7 +69,8 @@ impl Rope {
         kind: Kind,
         device: Device,
     ) -> Rotation {
-        let omega = Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
+        let omega =
+            Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
         let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * omega; // [.., T, K/2]
         let angle = Tensor::cat(&[&angle, &angle], -1); // [.., T, K]
         Rotation { cos: angle.cos().to_kind(kind), sin: angle.sin().to_kind(kind) }

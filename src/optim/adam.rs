@@ -104,7 +104,13 @@ pub struct AdamW(pub Adam);
 impl Rule<2> for AdamW {
     const SLOTS: [&'static str; 2] = ["m", "v"];
 
-    fn update(&self, theta: &mut Tensor, g: &Tensor, mv: [&mut Tensor; 2], h: Hyper) {
+    fn update(
+        &self,
+        theta: &mut Tensor,
+        g: &Tensor,
+        mv: [&mut Tensor; 2],
+        h: Hyper,
+    ) {
         if h.wd != 0. {
             *theta *= 1. - h.lr * h.wd;
         }

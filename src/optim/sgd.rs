@@ -30,7 +30,13 @@ pub struct Sgd {
 impl Rule<1> for Sgd {
     const SLOTS: [&'static str; 1] = ["b"];
 
-    fn update(&self, theta: &mut Tensor, g: &Tensor, [b]: [&mut Tensor; 1], h: Hyper) {
+    fn update(
+        &self,
+        theta: &mut Tensor,
+        g: &Tensor,
+        [b]: [&mut Tensor; 1],
+        h: Hyper,
+    ) {
         let Self { momentum: mu, dampening: tau, nesterov, maximize } = *self;
         let g = if maximize { -g } else { g.shallow_clone() };
         let g = if h.wd != 0. { g + h.wd * &*theta } else { g };

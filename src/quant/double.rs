@@ -17,7 +17,8 @@ pub const NESTED_BLOCKSIZE: usize = 256;
 /// bit.
 pub fn dynamic_map() -> [f32; 256] {
     let mut levels = vec![0.0, 1.0];
-    for (i, decade) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate()
+    for (i, decade) in
+        [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate()
     {
         let parts = 1 << i;
         let step = (1.0 - 0.1f32) / parts as f32;

@@ -3,14 +3,12 @@
 //! look-up of dequantizing is a permutation of the table inside a register.
 #![allow(unsafe_code)]
 use super::nf4::{CODE, THRESHOLDS};
+use super::simd::{self, STEP, Simd, Word};
 use super::{Absmax, Nf4Tensor};
 use half::{bf16, f16};
 use std::ops::Range;
 use std::{array, slice};
 use tch::{Device, Kind, Tensor};
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
 
 /// Weights below which a second thread costs more than it brings.
 const GRAIN: usize = 1 << 15;
@@ -18,28 +16,6 @@ const GRAIN: usize = 1 << 15;
 /// Bytes of output above which it would not stay in the cache: it is then written
 /// past it, which spares the reading of each line before its first write.
 const STREAM: usize = 32 << 20;
-
-/// Weights handled at once: 16 bytes of codes.
-const STEP: usize = 32;
-
-/// The instruction sets for which there is code.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub(super) enum Simd {
-    Plain,
-    Avx2,
-    Avx512,
-}
-
-/// The best one that this machine has.
-pub(super) fn best() -> Simd {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
-        return Simd::Avx512;
-    } else if is_x86_feature_detected!("avx2") {
-        return Simd::Avx2;
-    }
-    Simd::Plain
-}
 
 /// A weight as stored: f32, or bf16, which is the upper half of one.
 trait Source: Copy + Default + Sync {
@@ -60,7 +36,11 @@ impl Source for u16 {
 
 /// `nf4::encode` for a contiguous f32 or bf16 tensor on the CPU. A block with a
 /// number that is not finite gets an absmax that is not finite.
-pub(super) fn quantize(simd: Simd, w: &Tensor, blocksize: usize) -> (Tensor, Tensor) {
+pub(super) fn quantize(
+    simd: Simd,
+    w: &Tensor,
+    blocksize: usize,
+) -> (Tensor, Tensor) {
     match w.kind() {
         Kind::BFloat16 => quantize_from(simd, elements::<u16>(w), blocksize),
         _ => quantize_from(simd, elements::<f32>(w), blocksize),
@@ -69,13 +49,15 @@ pub(super) fn quantize(simd: Simd, w: &Tensor, blocksize: usize) -> (Tensor, Ten
 
 fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor) {
     let (n, blocks) = (w.len(), w.len().div_ceil(size));
-    let packed = Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
+    let packed =
+        Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
     let absmax = Tensor::empty([blocks as i64], (Kind::Float, Device::Cpu));
     let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
     parallel_for(blocks, GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
         // Sizes of blocks are even, so no two parts share a byte.
-        let codes = unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
+        let codes =
+            unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
         let (w, scales) = (&w[weights], unsafe { scales.part(part) });
         match simd {
             #[cfg(target_arch = "x86_64")]
@@ -129,7 +111,7 @@ fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
     for (code, w) in code.iter_mut().zip(w) {
         let x = w.f32() * scale;
         for border in THRESHOLDS {
-            *code += i32::from(x > border);
+            *code = i32::wrapping_add(*code, i32::from(x > border));
         }
     }
     array::from_fn(|i| (code[2 * i] << 4 | code[2 * i + 1]) as u8)
@@ -139,7 +121,9 @@ fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
 /// bf16 or f16. The 16 products of a block are rounded before they are looked up.
 pub(super) fn dequantize(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     match out.kind() {
-        Kind::BFloat16 => dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits()),
+        Kind::BFloat16 => {
+            dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits())
+        }
         Kind::Half => dequantize_to(simd, q, out, |x| f16::from_f32(x).to_bits()),
         _ => dequantize_to(simd, q, out, |x| x),
     }
@@ -167,148 +151,19 @@ fn dequantize_to<W: Word>(
         });
         match (simd, stream) {
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, true) => unsafe { look_up_avx512::<W, true>(blocks) },
+            (Simd::Avx512, true) => unsafe {
+                simd::look_up_avx512::<W, true>(blocks)
+            },
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, false) => unsafe { look_up_avx512::<W, false>(blocks) },
+            (Simd::Avx512, false) => unsafe {
+                simd::look_up_avx512::<W, false>(blocks)
+            },
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx2, _) => unsafe { look_up_avx2(blocks) },
-            _ => blocks.for_each(|(codes, table, out)| look_up(codes, &table, out)),
+            (Simd::Avx2, _) => unsafe { simd::look_up_avx2(blocks) },
+            _ => blocks
+                .for_each(|(codes, table, out)| simd::look_up(codes, &table, out)),
         }
     });
-}
-
-/// `out[2 i]` from the high half of `codes[i]`, `out[2 i + 1]` from the low one.
-#[inline(always)]
-fn look_up<W: Word>(codes: &[u8], table: &[W; 16], out: &mut [W]) {
-    for (pair, byte) in out.chunks_mut(2).zip(codes) {
-        pair[0] = table[usize::from(byte >> 4)];
-        if let [_, second] = pair {
-            *second = table[usize::from(byte & 15)];
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn look_up_avx512<'a, W: Word, const STREAM: bool>(
-    blocks: impl Iterator<Item = (&'a [u8], [W; 16], &'a mut [W])>,
-) {
-    for (codes, table, out) in blocks {
-        let (whole, rest) = out.as_chunks_mut();
-        let (bytes, last) = codes.split_at(whole.len() * STEP / 2);
-        for (bytes, out) in bytes.as_chunks().0.iter().zip(whole) {
-            unsafe { W::avx512::<STREAM>(bytes, &table, out) };
-        }
-        look_up(last, &table, rest);
-    }
-    if STREAM {
-        _mm_sfence();
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn look_up_avx2<'a, W: Word>(
-    blocks: impl Iterator<Item = (&'a [u8], [W; 16], &'a mut [W])>,
-) {
-    for (codes, table, out) in blocks {
-        let (whole, rest) = out.as_chunks_mut();
-        let (bytes, last) = codes.split_at(whole.len() * STEP / 2);
-        for (bytes, out) in bytes.as_chunks().0.iter().zip(whole) {
-            unsafe { W::avx2(bytes, &table, out) };
-        }
-        look_up(last, &table, rest);
-    }
-}
-
-/// A dequantized weight, and the look-up of [`STEP`] of them.
-trait Word: Copy + Send + Sync + 'static {
-    /// Needs AVX-512 F, BW and VL, and with `STREAM` an `out` aligned to 64 bytes.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx512<const STREAM: bool>(
-        codes: &[u8; STEP / 2],
-        table: &[Self; 16],
-        out: &mut [Self; STEP],
-    );
-    /// Needs AVX2.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[Self; 16], out: &mut [Self; STEP]);
-}
-
-impl Word for f32 {
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn avx512<const STREAM: bool>(
-        codes: &[u8; STEP / 2],
-        table: &[f32; 16],
-        out: &mut [f32; STEP],
-    ) {
-        let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
-        for (codes, out) in codes.as_chunks::<8>().0.iter().zip(out.as_chunks_mut().0) {
-            let byte = _mm512_cvtepu8_epi64(_mm_set1_epi64x(i64::from_le_bytes(*codes)));
-            // Of each 64 bits, the high code into the lower half and the low code
-            // into the upper; the permutation looks at four bits and no others.
-            let (high, low) =
-                (_mm512_srli_epi64::<4>(byte), _mm512_slli_epi64::<32>(byte));
-            let words = _mm512_permutexvar_ps(_mm512_or_si512(high, low), table);
-            let out: &mut [f32; 16] = out;
-            match STREAM {
-                true => unsafe { _mm512_stream_ps(out.as_mut_ptr(), words) },
-                false => unsafe { _mm512_storeu_ps(out.as_mut_ptr(), words) },
-            }
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[f32; 16], out: &mut [f32; STEP]) {
-        let lower = unsafe { _mm256_loadu_ps(table.as_ptr()) };
-        let upper = unsafe { _mm256_loadu_ps(table[8..].as_ptr()) };
-        for (codes, out) in codes.as_chunks::<4>().0.iter().zip(out.as_chunks_mut().0) {
-            let byte = _mm256_cvtepu8_epi64(_mm_set1_epi32(i32::from_le_bytes(*codes)));
-            let (high, low) =
-                (_mm256_srli_epi64::<4>(byte), _mm256_slli_epi64::<32>(byte));
-            let index = _mm256_or_si256(high, low);
-            // Eight entries to a register: the fourth bit of a code says which one.
-            let which = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
-            let lower = _mm256_permutevar8x32_ps(lower, index);
-            let upper = _mm256_permutevar8x32_ps(upper, index);
-            let words = _mm256_blendv_ps(lower, upper, which);
-            let out: &mut [f32; 8] = out;
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), words) };
-        }
-    }
-}
-
-impl Word for u16 {
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn avx512<const STREAM: bool>(
-        codes: &[u8; STEP / 2],
-        table: &[u16; 16],
-        out: &mut [u16; STEP],
-    ) {
-        // Twice over, so that the fifth bit of an index does not matter.
-        let table = unsafe { _mm256_loadu_si256(table.as_ptr().cast()) };
-        let table = _mm512_broadcast_i64x4(table);
-        let byte = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
-        let (high, low) = (_mm512_srli_epi32::<4>(byte), _mm512_slli_epi32::<16>(byte));
-        let words = _mm512_permutexvar_epi16(_mm512_or_si512(high, low), table);
-        match STREAM {
-            true => unsafe { _mm512_stream_si512(out.as_mut_ptr().cast(), words) },
-            false => unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) },
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn avx2(codes: &[u8; STEP / 2], table: &[u16; 16], out: &mut [u16; STEP]) {
-        look_up(codes, table, out);
-    }
 }
 
 /// The scale of each block, in either form.
@@ -376,4 +231,39 @@ fn parallel_for(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
         }
         f(0..half);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The compilations for older machines, which the tests elsewhere never reach.
+    #[test]
+    fn instruction_sets_agree() {
+        for (n, kind) in [(70_001, Kind::Float), (4_096 * 9, Kind::BFloat16)] {
+            let values: Vec<f32> = (0..n)
+                .map(|i| (i as f32 * 0.7).sin() * (i as f32 * 0.01).cos() + 1e-3)
+                .collect();
+            let w = Tensor::from_slice(&values).to_kind(kind).view([1, -1]);
+            for double_quant in [false, true] {
+                let q = Nf4Tensor::quantize(&w, 64, double_quant).unwrap();
+                for simd in [Simd::Plain, Simd::Avx2, Simd::Avx512] {
+                    if simd > super::simd::best() {
+                        continue;
+                    }
+                    let (packed, _) = quantize(simd, &w, 64);
+                    assert_eq!(packed, q.packed, "{simd:?}");
+                    for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                        let out = Tensor::empty([n as i64], (kind, Device::Cpu));
+                        dequantize(simd, &q, &out);
+                        let whole = q.absmax();
+                        let expected = super::super::nf4::decode(
+                            &q.packed, &whole, 64, n as i64,
+                        );
+                        assert_eq!(out, expected.to_kind(kind), "{simd:?} {kind:?}");
+                    }
+                }
+            }
+        }
+    }
 }

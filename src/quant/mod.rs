@@ -11,6 +11,7 @@
 pub mod double;
 mod kernels;
 pub mod nf4;
+mod simd;
 
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -51,7 +52,11 @@ impl Nf4Tensor {
     /// `w`: `[out, in]`, any float kind, any device, at least one element. `blocksize`:
     /// one of [`BLOCKSIZES`]. Errors for any other, and for weights that are not a
     /// matrix, not floats, or not finite in f32.
-    pub fn quantize(w: &Tensor, blocksize: usize, double_quant: bool) -> Result<Self> {
+    pub fn quantize(
+        w: &Tensor,
+        blocksize: usize,
+        double_quant: bool,
+    ) -> Result<Self> {
         check_blocksize(blocksize)?;
         let shape = match w.size()[..] {
             [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
@@ -74,7 +79,7 @@ impl Nf4Tensor {
             _ => w.to_kind(Kind::Float),
         };
         let (packed, absmax) = match w.device() {
-            Device::Cpu => kernels::quantize(kernels::best(), &w, blocksize),
+            Device::Cpu => kernels::quantize(simd::best(), &w, blocksize),
             _ => nf4::encode(&w, blocksize),
         };
         if !bool::try_from(absmax.isfinite().all())? {
@@ -111,12 +116,14 @@ impl Nf4Tensor {
             if (t.kind(), t.numel(), t.device()) == (kind, len, device) {
                 return Ok(t.detach().contiguous().flatten(0, -1));
             }
-            let found = format!("{} of {:?} on {:?}", t.numel(), t.kind(), t.device());
+            let found =
+                format!("{} of {:?} on {:?}", t.numel(), t.kind(), t.device());
             let what = format!("expected {len} of {kind:?} on {device:?}");
             let why = format!("for shape {shape:?} in blocks of {blocksize}");
             Err(Error::setting(name, format!("found {found}; {what}, {why}")))
         };
-        let packed = part("packed", &packed, Kind::Uint8, n.div_ceil(2))?.view([-1, 1]);
+        let packed =
+            part("packed", &packed, Kind::Uint8, n.div_ceil(2))?.view([-1, 1]);
         let absmax = match absmax {
             Absmax::Plain(absmax) => {
                 Absmax::Plain(part("absmax", &absmax, Kind::Float, blocks)?)
@@ -148,7 +155,7 @@ impl Nf4Tensor {
         let on_cpu = self.device() == Device::Cpu;
         if on_cpu && matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
             let out = Tensor::empty(self.shape, (kind, Device::Cpu));
-            kernels::dequantize(kernels::best(), self, &out);
+            kernels::dequantize(simd::best(), self, &out);
             return out;
         }
         let n = self.shape[0] * self.shape[1];
@@ -179,7 +186,7 @@ impl Nf4Tensor {
         let _no_grad = tch::no_grad_guard();
         match (out.device(), out.kind()) {
             (Device::Cpu, Kind::Float | Kind::BFloat16 | Kind::Half) => {
-                kernels::dequantize(kernels::best(), self, out);
+                kernels::dequantize(simd::best(), self, out);
             }
             _ => out.view(self.shape).copy_(&self.dequantize(out.kind())),
         }
@@ -228,7 +235,10 @@ impl Nf4Tensor {
             + match &self.absmax {
                 Absmax::Plain(absmax) => size(absmax),
                 Absmax::Double { codes, nested_absmax, code, offset } => {
-                    size(codes) + size(nested_absmax) + size(code) + size_of_val(offset)
+                    size(codes)
+                        + size(nested_absmax)
+                        + size(code)
+                        + size_of_val(offset)
                 }
             }
     }
@@ -246,12 +256,14 @@ impl Nf4Tensor {
     fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Self {
         let absmax = match &self.absmax {
             Absmax::Plain(absmax) => Absmax::Plain(f(absmax)),
-            Absmax::Double { codes, nested_absmax, code, offset } => Absmax::Double {
-                codes: f(codes),
-                nested_absmax: f(nested_absmax),
-                code: f(code),
-                offset: *offset,
-            },
+            Absmax::Double { codes, nested_absmax, code, offset } => {
+                Absmax::Double {
+                    codes: f(codes),
+                    nested_absmax: f(nested_absmax),
+                    code: f(code),
+                    offset: *offset,
+                }
+            }
         };
         let (shape, blocksize) = (self.shape, self.blocksize);
         Self { packed: f(&self.packed), absmax, shape, blocksize }
@@ -262,7 +274,8 @@ fn check_blocksize(blocksize: usize) -> Result<()> {
     if BLOCKSIZES.contains(&blocksize) {
         return Ok(());
     }
-    let what = format!("found {blocksize}; expected one of {BLOCKSIZES:?}, usually 64");
+    let what =
+        format!("found {blocksize}; expected one of {BLOCKSIZES:?}, usually 64");
     Err(Error::setting("blocksize", what))
 }
 

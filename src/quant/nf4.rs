@@ -9,33 +9,43 @@ use tch::{Kind, Tensor};
 /// The literals are bitsandbytes', whose files we read and write.
 pub const CODE: [f32; 16] = [
     -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
+    -0.6961928,
+    -0.52507305,
+    -0.3949175,
+    -0.28444138,
+    -0.18477343,
+    -0.091050036,
     0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
+    0.0795803,
+    0.1609302,
+    0.2461123,
+    0.33791524,
+    0.44070983,
+    0.562617,
+    0.72295684,
     1.0,
 ];
 
-/// The 15 borders between neighbouring levels, `(CODE[i] + CODE[i + 1]) / 2` in f32.
-pub const THRESHOLDS: [f32; 15] = {
-    let mut border = [0.0; 15];
-    let mut i = 0;
-    while i < 15 {
-        border[i] = (CODE[i] + CODE[i + 1]) / 2.0;
-        i += 1;
-    }
-    border
-};
+/// The 15 borders between neighbouring levels: the midpoints, as bitsandbytes' CUDA
+/// kernel has them. Its Python takes the mean of two levels in f32 instead, which is
+/// the next float for the 1st, 9th, 13th and 15th; tests name the numbers concerned.
+pub const THRESHOLDS: [f32; 15] = [
+    -0.84809643,
+    -0.6106329,
+    -0.45999527,
+    -0.33967942,
+    -0.2346074,
+    -0.13791174,
+    -0.045525018,
+    0.03979015,
+    0.120255254,
+    0.20352125,
+    0.29201376,
+    0.38931254,
+    0.5016634,
+    0.6427869,
+    0.8614784,
+];
 
 /// Quantizes `w`, flattened, in blocks of `blocksize` consecutive elements:
 /// `absmax = max |w|` over the block and `code = #{t in THRESHOLDS : w (1 / absmax) > t}`.

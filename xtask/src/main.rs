@@ -1,1 +1,98 @@
-fn main() {}
+//! `cargo xtask <command>`: everything around the library that is not the library.
+//! Needs no libtorch itself; the commands that do run the set-up first.
+
+mod bench;
+mod book;
+mod cells;
+mod checks;
+mod figures;
+mod html;
+mod kernel;
+mod notebooks;
+mod preprocess;
+mod run;
+mod selftest;
+mod setup;
+mod sh;
+mod sources;
+mod tools;
+
+use anyhow::Result;
+
+/// A subcommand: its name, its arguments, what it does, and the function.
+struct Command(
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&[String]) -> Result<()>,
+);
+
+const COMMANDS: &[Command] = &[
+    Command(
+        "setup",
+        "[--cpu|--cuda]",
+        "install libtorch 2.11 into .libtorch (nothing to do if it is there)",
+        setup::main,
+    ),
+    Command(
+        "finetune",
+        "[FLAGS]",
+        "the main job: 4-bit LoRA on the checkpoint and data that ship",
+        run::finetune,
+    ),
+    Command("test", "[ARGS]", "every test, with a count at the end", run::test),
+    Command("run", "[SLUG [ARGS]]", "run a chapter's program", run::run),
+    Command(
+        "book",
+        "[--serve|--check-only|--self-test]",
+        "build the book and check it; the self-test plants one fault per rule",
+        book::main,
+    ),
+    Command(
+        "notebooks",
+        "[--check|--setup|--run [SLUG]]",
+        "generate the notebooks; compare, install Jupyter's side, execute",
+        notebooks::main,
+    ),
+    Command(
+        "figures",
+        "[--check] [SLUG]",
+        "run the programs and write, or compare, their figures and numbers",
+        figures::main,
+    ),
+    Command("bench", "peers [ARGS]", "speed side by side with PEFT", bench::main),
+    Command(
+        "preprocess",
+        "",
+        "the book's preprocessor (mdBook calls it)",
+        preprocess::main,
+    ),
+    Command("help", "", "this list", help),
+];
+
+fn help(_: &[String]) -> Result<()> {
+    println!("{}", usage());
+    Ok(())
+}
+
+fn usage() -> String {
+    let mut text = String::from("usage: cargo xtask <command>\n");
+    for Command(name, args, what, _) in COMMANDS {
+        text += &format!("\n  {:<46} {what}", format!("{name} {args}"));
+    }
+    text
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let name = args.first().map(String::as_str).unwrap_or("help");
+    let name = if name == "--help" || name == "-h" { "help" } else { name };
+    let Some(Command(_, _, _, run)) = COMMANDS.iter().find(|c| c.0 == name) else {
+        eprintln!("error: there is no command `{name}`\n\n{}", usage());
+        std::process::exit(2);
+    };
+    if let Err(error) = run(args.get(1..).unwrap_or_default()) {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,148 @@
+//! The training loop.
+use super::loss::{blame_gradient, blame_loss};
+use super::{Run, StepLog, When, batch_loss, mean_loss, state};
+use crate::data::{Batch, order};
+use crate::nn::Mode;
+use crate::optim::clip_grad_norm;
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tch::{Kind, Tensor};
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// All steps taken.
+    Finished,
+    /// Asked to stop; the state after this step is in the folder.
+    Stopped(i64, PathBuf),
+}
+
+// ANCHOR: fit
+/// Takes the remaining steps of `run`, in nanoGPT's order: set the learning rate,
+/// micro-steps, clip, step, log, evaluate and save. Ends after the current step when
+/// `stop` becomes true.
+///
+/// # Errors
+/// A loss or gradient that is not finite, with step, rows and layer; the state before
+/// that step is saved first. What evaluating, saving and logging return.
+pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
+    let mut window = run.window;
+    let mut busy = Duration::ZERO;
+    let max_norm = match run.settings.max_grad_norm {
+        0. => f64::INFINITY,
+        max => max,
+    };
+    while run.step < run.total {
+        let began = Instant::now();
+        let lr = run.schedule.lr(run.step);
+        let batches = micro_batches(run);
+        let learned: i64 = batches.iter().map(|(b, _)| b.supervised).sum();
+
+        run.optimizer.zero_grad();
+        let mut loss = Tensor::zeros([], (Kind::Float, run.model.device()));
+        for (batch, mode) in &batches {
+            let part = batch_loss(&run.model, batch, *mode)? / learned as f64;
+            part.f_backward()?;
+            loss += part.detach();
+        }
+        let loss = loss.double_value(&[]);
+        if !loss.is_finite() {
+            let why = blame_loss(&run.model, &batches, run.step + 1);
+            return Err(stopped_by(run, window, why));
+        }
+        let grad_norm = clip_grad_norm(run.optimizer.params(), max_norm);
+        if !grad_norm.is_finite() {
+            let why = blame_gradient(run.optimizer.params(), &batches, run.step + 1);
+            return Err(stopped_by(run, window, why));
+        }
+        run.optimizer.step(lr);
+        run.step += 1;
+
+        busy += began.elapsed();
+        window.loss += loss;
+        window.steps += 1;
+        window.tokens += batches.iter().map(|(b, _)| b.tokens).sum::<i64>();
+        if run.step % run.settings.logging_steps == 0 || run.step == run.total {
+            let entry = StepLog {
+                step: run.step,
+                epoch: run.epoch(),
+                loss: window.loss / window.steps as f64,
+                grad_norm,
+                learning_rate: lr,
+                tokens_per_second: window.tokens as f64 / busy.as_secs_f64(),
+            };
+            run.log.step(&entry, run.total)?;
+            (window, busy) = (Window::default(), Duration::ZERO);
+        }
+        if due(run, run.settings.eval_strategy, run.settings.eval_steps)
+            && let Some(eval) = &run.eval
+        {
+            let size = run.settings.per_device_train_batch_size;
+            let loss = mean_loss(&run.model, eval, size, run.pad_id)?;
+            run.log.eval(run.step, run.epoch(), loss)?;
+        }
+        let stopping = stop.load(Ordering::Relaxed) && run.step < run.total;
+        let saving = due(run, run.settings.save_strategy, run.settings.save_steps);
+        if saving || stopping {
+            let dir = save(run, window)?;
+            if stopping {
+                return Ok(Outcome::Stopped(run.step, dir));
+            }
+        }
+    }
+    Ok(Outcome::Finished)
+}
+// ANCHOR_END: fit
+
+/// What has been summed since the last log entry.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Window {
+    pub(super) loss: f64,
+    pub(super) steps: i64,
+    pub(super) tokens: i64,
+}
+
+/// The rows of the next step, in micro-batches, each with its dropout masks' number.
+fn micro_batches(run: &Run) -> Vec<(Batch, Mode)> {
+    let s = &run.settings;
+    let (size, accumulation) =
+        (s.per_device_train_batch_size, s.gradient_accumulation_steps);
+    let (epoch, k) = (run.step / run.per_epoch, run.step % run.per_epoch);
+    let rows = &run.train.examples;
+    let order = order(rows.len(), s.seed, epoch as u64, s.shuffle);
+    let first = k as usize * accumulation * size;
+    let step_rows = order.iter().skip(first).take(accumulation * size);
+    let step_rows: Vec<_> = step_rows.map(|&i| &rows[i]).collect();
+    let made = step_rows.chunks(size).enumerate().map(|(j, rows)| {
+        let batch = Batch::collate(rows, run.pad_id).to(run.model.device());
+        let step = run.step as u64 * accumulation as u64 + j as u64;
+        (batch, Mode::Train { seed: s.seed, step })
+    });
+    made.collect()
+}
+
+fn due(run: &Run, when: When, steps: i64) -> bool {
+    match when {
+        When::No => false,
+        When::Steps => run.step % steps == 0,
+        When::Epoch => run.step % run.per_epoch == 0,
+    }
+}
+
+fn save(run: &Run, window: Window) -> Result<PathBuf> {
+    let mut state = run.state();
+    state["pending"] = serde_json::json!([window.loss, window.steps, window.tokens]);
+    state::save(&run.settings, &run.lora, &*run.optimizer, &state)
+}
+
+/// Saves the state before the step that failed, and says so.
+fn stopped_by(run: &Run, window: Window, why: Error) -> Error {
+    let kept = match (run.step, save(run, window)) {
+        (0, _) => "nothing was learned yet".to_string(),
+        (n, Ok(dir)) => format!("the state after step {n} is in {}", dir.display()),
+        (_, Err(e)) => format!("saving the state before it failed too: {e}"),
+    };
+    Error::NonFinite(format!("{why}; {kept}"))
+}

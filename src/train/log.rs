@@ -1,0 +1,116 @@
+//! What a run tells: a progress line, `log_history`, TensorBoard.
+use super::events::Events;
+use crate::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+use std::path::Path;
+
+/// The numbers of one log entry.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLog {
+    /// Steps taken so far.
+    pub step: i64,
+    /// The same in epochs.
+    pub epoch: f64,
+    /// Mean loss per learned token since the entry before.
+    pub loss: f64,
+    /// Global gradient norm of the last step, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the last step.
+    pub learning_rate: f64,
+    /// Unpadded input tokens per second since the entry before.
+    pub tokens_per_second: f64,
+}
+
+/// Collects the entries and shows them: one line that moves on a terminal, plain
+/// lines elsewhere. All of it on stderr.
+pub struct Log {
+    /// The entries so far, with transformers' keys.
+    pub history: Vec<Value>,
+    events: Option<Events>,
+    bar: Option<ProgressBar>,
+}
+
+impl Log {
+    /// `history` is what a resumed run logged before; `logging_dir` gets the event
+    /// file, if given.
+    pub fn new(
+        history: Vec<Value>,
+        logging_dir: Option<&Path>,
+        done: i64,
+        total: i64,
+    ) -> Result<Self> {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total as u64).with_position(done as u64);
+            let style = "{bar:24} {pos}/{len} {msg} {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            bar.reset_eta();
+            bar
+        });
+        let events = logging_dir.map(Events::create).transpose()?;
+        Ok(Self { history, events, bar })
+    }
+
+    /// One entry. Losses and norms are kept in full, so that runs can be compared.
+    pub fn step(&mut self, s: &StepLog, total: i64) -> Result<()> {
+        self.history.push(json!({
+            "step": s.step,
+            "epoch": s.epoch,
+            "loss": s.loss,
+            "grad_norm": s.grad_norm,
+            "learning_rate": s.learning_rate,
+            "tokens_per_second": s.tokens_per_second,
+        }));
+        let text = format!(
+            "loss {:.4}  grad norm {:.3}  lr {:.2e}  {:.0} tok/s",
+            s.loss, s.grad_norm, s.learning_rate, s.tokens_per_second
+        );
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(s.step as u64);
+                bar.set_message(text);
+            }
+            None => eprintln!("step {}/{total}  {text}", s.step),
+        }
+        if let Some(events) = &mut self.events {
+            for (tag, value) in [
+                ("train/loss", s.loss),
+                ("train/grad_norm", s.grad_norm),
+                ("train/learning_rate", s.learning_rate),
+                ("train/tokens_per_second", s.tokens_per_second),
+            ] {
+                events.scalar(tag, s.step, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loss on the eval file.
+    pub fn eval(&mut self, step: i64, epoch: f64, eval_loss: f64) -> Result<()> {
+        let entry = json!({ "step": step, "epoch": epoch, "eval_loss": eval_loss });
+        self.history.push(entry);
+        self.say(&format!("step {step}  eval loss {eval_loss:.4}"));
+        match &mut self.events {
+            Some(events) => events.scalar("eval/loss", step, eval_loss),
+            None => Ok(()),
+        }
+    }
+
+    /// A line above the progress line.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Takes the progress line away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

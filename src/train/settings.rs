@@ -1,0 +1,300 @@
+//! The settings of a run: names from transformers, PEFT and bitsandbytes, defaults
+//! from the classic recipe.
+use crate::lora::LoraConfig;
+use crate::schedule::{self, Schedule};
+use crate::{Error, Result};
+use clap::{ArgAction, Args, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+use tch::{Device, Kind};
+
+/// Everything `downhill finetune` can be told.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct Settings {
+    /// Checkpoint folder: config.json, model.safetensors (or shards), tokenizer.json
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Rows to learn from (JSONL)
+    #[arg(long)]
+    pub train_file: PathBuf,
+    /// Rows to measure the loss on
+    #[arg(long)]
+    pub eval_file: Option<PathBuf>,
+    /// What the rows teach
+    #[arg(long, value_enum, default_value_t = Task::CausalLm)]
+    pub task: Task,
+    /// Where adapter, checkpoints and trainer_state.json go
+    #[arg(long, default_value = "results")]
+    pub output_dir: PathBuf,
+    /// Where the TensorBoard event file goes
+    #[arg(long, default_value = "logs")]
+    pub logging_dir: PathBuf,
+    /// Passes over the rows
+    #[arg(long, default_value_t = 3.)]
+    pub num_train_epochs: f64,
+    /// Steps to take, instead of epochs; -1: by epochs
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub max_steps: i64,
+    /// Rows in one forward pass
+    #[arg(long, default_value_t = 4)]
+    pub per_device_train_batch_size: usize,
+    /// Forward passes per step
+    #[arg(long, default_value_t = 4)]
+    pub gradient_accumulation_steps: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-4)]
+    pub learning_rate: f64,
+    /// Course of the learning rate
+    #[arg(long, value_enum, default_value_t = SchedulerType::Cosine)]
+    pub lr_scheduler_type: SchedulerType,
+    /// Share of the steps in which the learning rate rises
+    #[arg(long, default_value_t = 0.03)]
+    pub warmup_ratio: f64,
+    /// Optimizer
+    #[arg(long, value_enum, default_value_t = OptimizerType::Adamw)]
+    pub optim: OptimizerType,
+    /// Weight decay λ of the adapters
+    #[arg(long, default_value_t = 0.)]
+    pub weight_decay: f64,
+    /// Largest gradient norm; larger ones are scaled down to it. 0: no limit
+    #[arg(long, default_value_t = 1.)]
+    pub max_grad_norm: f64,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 16)]
+    pub lora_r: i64,
+    /// The adapters' update is scaled by alpha / r
+    #[arg(long, default_value_t = 32.)]
+    pub lora_alpha: f64,
+    /// Dropout before the adapters
+    #[arg(long, default_value_t = 0.05)]
+    pub lora_dropout: f64,
+    /// Linears that get an adapter: names, or all-linear
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    pub target_modules: Vec<String>,
+    /// Hold the base model in 4 bits
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub load_in_4bit: bool,
+    /// The 4-bit code
+    #[arg(long, value_enum, default_value_t = QuantType::Nf4)]
+    pub bnb_4bit_quant_type: QuantType,
+    /// Quantize the scales of the blocks as well
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub bnb_4bit_use_double_quant: bool,
+    /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
+    pub compute_dtype: ComputeDtype,
+    /// Recompute each block in backward; auto: on a GPU only
+    #[arg(long, value_enum, default_value_t = Switch::Auto)]
+    pub gradient_checkpointing: Switch,
+    /// Tokens per row; longer rows are cut
+    #[arg(long, default_value_t = 1024)]
+    pub max_length: usize,
+    /// Several rows in one sequence (not in this version)
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub packing: bool,
+    /// Take the rows in a new order each epoch
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub shuffle: bool,
+    /// Start from the adapter in this folder; its rank, alpha and modules hold
+    #[arg(long)]
+    pub init_adapter: Option<PathBuf>,
+    /// When to save a checkpoint
+    #[arg(long, value_enum, default_value_t = When::Epoch)]
+    pub save_strategy: When,
+    /// With --save-strategy steps: every so many
+    #[arg(long, default_value_t = 500)]
+    pub save_steps: i64,
+    /// When to measure the loss on the eval file
+    #[arg(long, value_enum, default_value_t = When::Epoch)]
+    pub eval_strategy: When,
+    /// With --eval-strategy steps: every so many
+    #[arg(long, default_value_t = 500)]
+    pub eval_steps: i64,
+    /// Log every so many steps (their mean loss)
+    #[arg(long, default_value_t = 1)]
+    pub logging_steps: i64,
+    /// Answer the prompts of the eval file before and after, and count exact matches
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub predict_with_generate: bool,
+    /// Seed of adapters, dropout and row order
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Go on from a checkpoint of this run: a folder, or the newest in the output
+    /// folder; at the start if there is none yet
+    #[arg(long, num_args = 0..=1, default_missing_value = "latest")]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+}
+
+/// What the rows teach.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Task {
+    CausalLm,
+    Classification,
+    Regression,
+}
+
+/// Course of the learning rate; see [`crate::schedule`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum SchedulerType {
+    Cosine,
+    Linear,
+    Constant,
+    ConstantWithWarmup,
+}
+
+/// Optimizer; see [`crate::optim`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum OptimizerType {
+    Adamw,
+    Adam,
+    Sgd,
+}
+
+/// The 4-bit code.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum QuantType {
+    Nf4,
+}
+
+/// Kind to compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum ComputeDtype {
+    Auto,
+    Bf16,
+    F32,
+}
+
+/// On, off, or as the machine suggests.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Switch {
+    Auto,
+    True,
+    False,
+}
+
+/// How often something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
+pub enum When {
+    No,
+    Steps,
+    Epoch,
+}
+
+impl ComputeDtype {
+    /// The kind on this device: `auto` is bf16 on a GPU and f32 on a CPU, most of
+    /// which have no bf16 units.
+    pub fn kind(self, device: Device) -> Kind {
+        match (self, device.is_cuda()) {
+            (Self::Bf16, _) | (Self::Auto, true) => Kind::BFloat16,
+            (Self::F32, _) | (Self::Auto, false) => Kind::Float,
+        }
+    }
+}
+
+impl Settings {
+    /// Refuses values that cannot work, by flag.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |flag: &str, what: String| Err(Error::setting(flag, what));
+        if self.task != Task::CausalLm {
+            let what = "only causal-lm in this version";
+            return wrong("--task", what.into());
+        }
+        if self.packing {
+            let what = "not in this version; rows are padded, which costs time only";
+            return wrong("--packing", what.into());
+        }
+        let at_least_one = [
+            (
+                "--per-device-train-batch-size",
+                self.per_device_train_batch_size as i64,
+            ),
+            (
+                "--gradient-accumulation-steps",
+                self.gradient_accumulation_steps as i64,
+            ),
+            ("--save-steps", self.save_steps),
+            ("--eval-steps", self.eval_steps),
+            ("--logging-steps", self.logging_steps),
+            ("--lora-r", self.lora_r),
+        ];
+        for (flag, n) in at_least_one {
+            if n < 1 {
+                return wrong(flag, format!("{n}; at least 1"));
+            }
+        }
+        let never_negative = [
+            ("--learning-rate", self.learning_rate),
+            ("--weight-decay", self.weight_decay),
+            ("--max-grad-norm", self.max_grad_norm),
+            ("--num-train-epochs", self.num_train_epochs),
+        ];
+        for (flag, x) in never_negative {
+            if !(x >= 0. && x.is_finite()) {
+                return wrong(flag, format!("{x}; a finite number from 0 up"));
+            }
+        }
+        if self.max_steps == 0 || self.max_steps < -1 {
+            let what = format!("{}; at least 1, or -1 for epochs", self.max_steps);
+            return wrong("--max-steps", what);
+        }
+        if self.max_steps == -1 && self.num_train_epochs == 0. {
+            return wrong(
+                "--num-train-epochs",
+                "0: nothing would be trained".into(),
+            );
+        }
+        for (flag, x) in [
+            ("--warmup-ratio", self.warmup_ratio),
+            ("--lora-dropout", self.lora_dropout),
+        ] {
+            if !(0. ..1.).contains(&x) {
+                return wrong(flag, format!("{x}; from 0 to below 1"));
+            }
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.) {
+            return wrong("--lora-alpha", format!("{}; above 0", self.lora_alpha));
+        }
+        Ok(())
+    }
+
+    /// The adapter's settings.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.lora_r,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            target_modules: self.target_modules.clone(),
+        }
+    }
+
+    /// The learning rate over `total` steps.
+    pub fn schedule(&self, total: i64) -> Box<dyn Schedule> {
+        let peak = self.learning_rate;
+        let warmup = (total as f64 * self.warmup_ratio).ceil() as i64;
+        match self.lr_scheduler_type {
+            SchedulerType::Cosine => Box::new(schedule::cosine(peak, warmup, total)),
+            SchedulerType::Linear => Box::new(schedule::linear(peak, warmup, total)),
+            SchedulerType::Constant => Box::new(schedule::constant(peak)),
+            SchedulerType::ConstantWithWarmup => {
+                Box::new(schedule::constant_with_warmup(peak, warmup))
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Ten steps beside PEFT and bitsandbytes: losses, gradient norms, final adapters.
+//! The loop is written out here; `tests/golden/parity_cli.py` compares the command.
+use crate::golden::{gap, json, path, tensors};
+use crate::parity_llama::{F32, read};
+use downhill::data::{Batch, Dataset};
+use downhill::lora::load_adapter;
+use downhill::models::LoadOptions;
+use downhill::nn::Mode;
+use downhill::optim::{AdamW, Driver, Optimizer, Param, clip_grad_norm};
+use downhill::schedule::{Schedule, cosine};
+use downhill::train::batch_loss;
+use serde_json::Value;
+use tch::{Device, Tensor};
+
+/// The run that `run` of `expected.json` describes: (loss, gradient norm, rate) of
+/// each step, and the adapter after the last.
+fn train(folder: &str, run: &Value) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
+    let s = &run["settings"];
+    let number = |key: &str| s[key].as_f64().expect("a number");
+    let quantize = run["load_in_4bit"] == true;
+    let mut model = read(folder, &LoadOptions { quantize, ..F32 });
+    let dir = path(folder).join("adapter");
+    let loaded = load_adapter(&dir, model.linears_mut(), Device::Cpu);
+    let (_, adapters) = loaded.expect(folder);
+    let kept =
+        adapters.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+    let wd = number("weight_decay");
+    let params = Param::with_decay(adapters, |_, _| wd);
+    let mut optimizer = Driver::new(AdamW::default(), params);
+    let rows = path(folder).join("rows.jsonl");
+    let rows =
+        Dataset::load(rows, None, 1024, model.config.vocab_size).expect("rows");
+    let (size, accumulation) = (number("batch") as usize, number("accumulation"));
+    let steps = number("steps") as i64;
+    let warmup = (steps as f64 * number("warmup_ratio")).ceil() as i64;
+    assert_eq!(s["schedule"], "cosine");
+    let schedule = cosine(number("learning_rate"), warmup, steps);
+    let examples: Vec<_> = rows.examples.iter().collect();
+    let mut log = Vec::new();
+    for (t, part) in examples.chunks(size * accumulation as usize).enumerate() {
+        if t as i64 == steps {
+            break;
+        }
+        let batches: Vec<Batch> =
+            part.chunks(size).map(|r| Batch::collate(r, 0)).collect();
+        let learned: i64 = batches.iter().map(|b| b.supervised).sum();
+        optimizer.zero_grad();
+        let mut loss = 0.;
+        for batch in &batches {
+            let mode = Mode::Train { seed: 0, step: t as u64 };
+            let part =
+                batch_loss(&model, batch, mode).expect("loss") / learned as f64;
+            part.backward();
+            loss += part.double_value(&[]);
+        }
+        let norm = clip_grad_norm(optimizer.params(), number("max_grad_norm"));
+        let rate = schedule.lr(t as i64);
+        optimizer.step(rate);
+        log.push([loss, norm, rate]);
+    }
+    (log, kept)
+}
+
+/// Bounds on the relative gap of losses and of gradient norms.
+fn compare(folder: &str, exact: bool, four_bit: bool, bounds: [f64; 2]) {
+    let golden = json(&format!("{folder}/expected.json"));
+    let runs = golden["runs"].as_array().expect("runs").iter();
+    let runs: Vec<_> = runs
+        .filter(|r| r["load_in_4bit"] == four_bit && r["cuda_rule"] == exact)
+        .collect();
+    assert_eq!(runs.len(), 2, "two learning rates");
+    let last = tensors(&format!("{folder}/expected.safetensors"));
+    for run in runs {
+        let rate = run["settings"]["learning_rate"].as_f64().expect("rate");
+        let (found, adapters) = train(folder, run);
+        let expected = run["log"].as_array().expect("log");
+        assert_eq!((found.len(), expected.len()), (10, 10));
+        let mut worst = [0f64; 2];
+        for (step, (found, e)) in found.iter().zip(expected).enumerate() {
+            let e = ["loss", "grad_norm", "learning_rate"].map(|k| e[k].as_f64());
+            let e = e.map(|x| x.expect("a number"));
+            assert!((found[2] - e[2]).abs() <= 1e-12 * e[2], "rate of step {step}");
+            for i in 0..2 {
+                let far = (found[i] - e[i]).abs() / e[i];
+                worst[i] = worst[i].max(far);
+                let what = ["loss", "gradient norm"][i];
+                assert!(
+                    far < bounds[i],
+                    "{folder}, rate {rate}, step {}: {what} {} for {}, {far:.1e} away",
+                    step + 1,
+                    found[i],
+                    e[i]
+                );
+            }
+        }
+        println!("{folder} {rate}: loss {:.1e}, norm {:.1e}", worst[0], worst[1]);
+        if rate != 1e-2 || (four_bit && !exact) {
+            continue;
+        }
+        let kind = if four_bit { "nf4_cuda" } else { "dense" };
+        for (name, t) in adapters {
+            let far =
+                gap(&t.detach(), &last[&format!("{kind}.base_model.model.{name}")]);
+            assert!(far < 2e-3, "{folder} {kind}: {name} is {far:.1e} from PEFT's");
+        }
+    }
+}
+
+const FOLDERS: [&str; 2] = ["train_random", "train_taught"];
+
+#[test]
+fn unquantized_training_is_pefts() {
+    FOLDERS.iter().for_each(|f| compare(f, false, false, [1e-5, 1e-4]));
+}
+
+#[test]
+fn four_bit_training_is_pefts_with_bitsandbytes() {
+    compare("train_taught", false, true, [1e-3, 1e-2]);
+}
+
+/// PEFT on the weights of bitsandbytes' CUDA rule; in `train_random` its blocks
+/// straddle rows.
+#[test]
+fn four_bit_training_is_pefts_on_the_cuda_rules_weights() {
+    FOLDERS.iter().for_each(|f| compare(f, true, true, [1e-5, 1e-4]));
+}
