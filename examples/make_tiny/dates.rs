@@ -24,7 +24,9 @@ pub const EXAM_EVENTS: usize = 150;
 
 /// A day of the almanac, and what happened on it.
 pub struct Event {
+    /// Year, month, day.
     pub date: [usize; 3],
+    /// In the almanac's words.
     pub what: String,
 }
 

@@ -14,6 +14,7 @@ use clap::Parser;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+/// What can be set from outside.
 #[derive(Parser)]
 pub struct Args {
     /// Where the source texts are.

@@ -111,7 +111,13 @@ pub fn run(
         pages.append(&mut ids);
     }
     let model = Decoder::random(config(), recipe.seed)?;
-    let named = model.named_parameters();
+    let mut named = model.named_parameters();
+    // Decoder::random draws from N(0, 0.02²), which suits a width of 1/0.02² = 2500.
+    // Narrow layers need wider draws, or attention stays even for too long.
+    let widen = 1. / (0.02 * (model.config.hidden_size as f64).sqrt());
+    for (_, t) in named.iter_mut().filter(|(_, t)| t.dim() > 1) {
+        let _ = no_grad(|| t.g_mul_scalar_(widen));
+    }
     let count: usize = named.iter().map(|(_, t)| t.numel()).sum();
     println!("{count} parameters; {} tokens of books", pages.len());
     let decay = |_: &str, t: &Tensor| if t.dim() > 1 { 0.1 } else { 0. };
@@ -155,7 +161,8 @@ pub fn continued(
 ) -> Result<String> {
     let mut ids = vec![id(tokenizer, BOS)?];
     ids.append(&mut encode(tokenizer, text)?);
-    let sampling = Sampling { max_new_tokens: 60, temperature: 0.7, top_p: 0.9, seed };
+    let sampling =
+        Sampling { max_new_tokens: 60, temperature: 0.7, top_p: 0.9, seed };
     let stop = [id(tokenizer, EOS)?];
     let mut on = |_| Ok(ControlFlow::Continue(()));
     ids.append(&mut generate(model, &ids.clone(), &stop, &sampling, &mut on)?);

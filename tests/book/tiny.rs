@@ -65,7 +65,8 @@ fn rows_and_tokenizer_are_those_that_the_program_makes() {
 /// examination, its event cut out, has the shape of one.
 #[test]
 fn the_examination_is_new() {
-    let almanac = make_tiny::dates::almanac(&data("almanac.tsv")).expect("an almanac");
+    let almanac =
+        make_tiny::dates::almanac(&data("almanac.tsv")).expect("an almanac");
     let (learn, exam) = (rows("dates_train.jsonl"), rows("dates_eval.jsonl"));
     let prompt = |row: &Value| row["prompt"].as_str().expect("a prompt").to_owned();
     let asked = |row: &Value| {
@@ -90,9 +91,12 @@ fn the_examination_is_new() {
         assert!(!prompt(row).contains(|c: char| c.is_ascii_digit()));
     }
     let pairs: Vec<_> = (0..make_tiny::dates::FRAMES.len())
-        .flat_map(|frame| (0..make_tiny::dates::FORMS).map(move |form| (frame, form)))
+        .flat_map(|frame| {
+            (0..make_tiny::dates::FORMS).map(move |form| (frame, form))
+        })
         .collect();
-    let held = pairs.iter().filter(|(f, k)| make_tiny::dates::held_out(*f, *k)).count();
+    let held =
+        pairs.iter().filter(|(f, k)| make_tiny::dates::held_out(*f, *k)).count();
     assert_eq!((pairs.len(), held), (56, 8));
 }
 
@@ -104,7 +108,10 @@ fn a_date_is_spelled_out_as_people_do() {
     let second = in_words(3, [1776, 7, 22]);
     assert_eq!(second, "July the twenty-second, seventeen seventy-six");
     let third = in_words(5, [1905, 5, 30]);
-    assert_eq!(third, "the thirtieth day of May in the year nineteen hundred and five");
+    assert_eq!(
+        third,
+        "the thirtieth day of May in the year nineteen hundred and five"
+    );
     let fourth = in_words(6, [1999, 12, 12]);
     assert_eq!(fourth, "December the twelfth of the year nineteen ninety-nine");
 }
