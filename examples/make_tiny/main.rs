@@ -65,9 +65,11 @@ pub fn make(args: &Args) -> Result<()> {
         };
         let model = pretrain::run(&tokenizer, &books, &recipe)?;
         pretrain::write(&model, &tokenizer, &tiny)?;
-        for start in
-            ["Elizabeth was", "Alice looked at", "No. 57. Mary Hill of Bath,"]
-        {
+        for start in [
+            "Elizabeth was",
+            "Alice looked at",
+            "On the fifth of May, eighteen hundred: Mary Hill of Bath.",
+        ] {
             let text = pretrain::continued(&model, &tokenizer, start, args.seed)?;
             println!("\n{text}");
         }

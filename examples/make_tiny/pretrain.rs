@@ -57,29 +57,20 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Of twenty rows, thirteen are a page of a book, four a passage read again and
-    /// again, three entries of the register.
+    /// Of three rows, two are a page of a book and one is entries of the register.
     fn row(&mut self) -> Result<Vec<i64>> {
-        let at = self.rng.below(self.pages.len() - WINDOW);
-        let mut ids = vec![self.bos];
-        match self.rng.below(20) {
-            0..13 => ids.extend(&self.pages[at..at + WINDOW]),
-            13..17 => {
-                let passage =
-                    &self.pages[at..][..8 + self.rng.below(WINDOW / 2 - 8)];
-                ids.extend(passage.iter().cycle().take(WINDOW));
-            }
-            _ => {
-                ids.clear();
-                while ids.len() <= WINDOW {
-                    ids.push(self.bos);
-                    let entry = register_entry(&mut self.rng);
-                    ids.append(&mut encode(self.tokenizer, &entry)?);
-                    ids.push(self.eos);
-                }
-                ids.truncate(WINDOW + 1);
-            }
+        if self.rng.below(3) > 0 {
+            let at = self.rng.below(self.pages.len() - WINDOW);
+            return Ok([&[self.bos], &self.pages[at..at + WINDOW]].concat());
         }
+        let mut ids = Vec::new();
+        while ids.len() <= WINDOW {
+            ids.push(self.bos);
+            let entry = register_entry(&mut self.rng);
+            ids.append(&mut encode(self.tokenizer, &entry)?);
+            ids.push(self.eos);
+        }
+        ids.truncate(WINDOW + 1);
         Ok(ids)
     }
 }

@@ -18,9 +18,9 @@ pub fn books(folder: &Path) -> Result<Vec<Vec<String>>> {
         .collect()
 }
 
-/// An entry of an invented parish register, told three times in different order:
-/// nothing but looking back predicts the second and the third. The date is in words
-/// each time; the model never reads one in digits.
+/// An entry of an invented parish register, and its fair copy, which has the same
+/// facts in a fixed order: nothing but looking back predicts it. All dates are in
+/// words; the model never reads one in digits.
 pub fn register_entry(rng: &mut Rng) -> String {
     let first = rng.word(
         "John Thomas William James George Henry Edward Robert Charles Mary Anne Jane \
@@ -35,12 +35,12 @@ pub fn register_entry(rng: &mut Rng) -> String {
          Durham Surrey Essex Leeds",
     );
     let date = [1100 + rng.below(900), 1 + rng.below(12), 1 + rng.below(31)];
-    let date = in_words(rng.below(FORMS), date);
-    let mut lines = [
-        format!("{first} {last} of {place}, {date}."),
-        format!("On {date}: {first} {last} of {place}."),
-        format!("{first} {last} was married at {place} on {date}."),
-    ];
-    rng.shuffle(&mut lines);
-    lines.join("\n")
+    let (told, copied) = (in_words(rng.below(FORMS), date), in_words(0, date));
+    let entry = match rng.below(4) {
+        0 => format!("{first} {last} of {place}, {told}."),
+        1 => format!("On {told}: {first} {last} of {place}."),
+        2 => format!("{first} {last} was married at {place} on {told}."),
+        _ => format!("{place}. {first} {last} was baptised ({told})."),
+    };
+    format!("{entry}\nFair copy: {copied}; {first} {last}; {place}.")
 }
