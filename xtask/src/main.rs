@@ -50,8 +50,8 @@ const COMMANDS: &[Command] = &[
     ),
     Command(
         "notebooks",
-        "[--check|--setup|--run [SLUG]]",
-        "generate the notebooks; compare, install Jupyter's side, execute",
+        "[--check|--setup|--open|--run [SLUG]]",
+        "generate the notebooks; compare, install a kernel, open, execute",
         notebooks::main,
     ),
     Command(
