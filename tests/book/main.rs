@@ -1,12 +1,9 @@
 //! One test binary, a module per chapter and per part of the library.
-
-#[path = "../exercises/mod.rs"]
 mod autograd;
 mod ch05_adam;
 mod checkpoint;
 mod common;
 mod data;
-mod exercises;
 mod golden;
 mod lora;
 mod memory;
@@ -21,3 +18,6 @@ mod parity_train;
 mod quant;
 mod schedule;
 mod train;
+
+#[path = "../exercises/mod.rs"]
+mod exercises;
