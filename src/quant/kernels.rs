@@ -39,8 +39,8 @@ fn quantize_from<T: Float>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor)
     let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
     parallel_for(blocks, GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
-        // SAFETY: sizes of blocks are even, so no two parts share a byte; and `simd` is
-        // what the machine has.
+        // SAFETY: sizes of blocks are even, so no two parts share a byte; and
+        // `simd` is what the machine has.
         let codes =
             unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
         let (w, scales) = (&w[weights], unsafe { scales.part(part) });
@@ -121,8 +121,9 @@ fn dequantize_to<T: Float>(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     parallel_for(n.div_ceil(size), GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
         let codes = &codes[weights.start / 2..weights.end.div_ceil(2)];
-        // SAFETY: parts are disjoint; `simd` is what the machine has; and `stream` has
-        // been granted to aligned outputs only, of which blocks are multiples of 64 bytes.
+        // SAFETY: parts are disjoint; `simd` is what the machine has; and `stream`
+        // has been granted to aligned outputs only, of which blocks are multiples
+        // of 64 bytes.
         let out = unsafe { out.part(weights) };
         let blocks = Blocks { size, first: part.start, scales, codes, out };
         match (simd, stream) {
