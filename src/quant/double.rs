@@ -9,13 +9,13 @@ use tch::{Device, Kind, Tensor};
 /// Scales that share one scale of their own.
 pub const NESTED_BLOCKSIZE: usize = 256;
 
-/// The 256 levels of the 8-bit "dynamic" type (arXiv 1511.04561): 0, 1, and for each
-/// decade `10^(i-6)`, i = 0 to 6, the `2^i` midpoints of an even division of [0.1, 1],
-/// with both signs. Small values thus keep a small relative error.
+/// The 256 levels of the 8-bit "dynamic" type (arXiv 1511.04561): 0, 1, and for
+/// each decade `10^(i-6)`, i = 0 to 6, the `2^i` midpoints of an even division of
+/// [0.1, 1], with both signs. Small values thus keep a small relative error.
 ///
 /// Bit for bit bitsandbytes' `create_dynamic_map()` on a CPU with fused
-/// multiply-add: its `linspace` fuses, and without that some levels differ in the last
-/// bit.
+/// multiply-add: its `linspace` fuses, and without that some levels differ in the
+/// last bit.
 pub fn dynamic_map() -> [f32; 256] {
     let mut levels = vec![0.0, 1.0];
     for (i, decade) in
@@ -42,12 +42,12 @@ pub fn dynamic_map() -> [f32; 256] {
     map
 }
 
-/// The 255 borders: a value takes the level whose index is the number of borders that
-/// it exceeds.
+/// The 255 borders: a value takes the level whose index is the number of borders
+/// that it exceeds.
 ///
-/// They lie midway between levels, and a value on a border takes the even index: the
-/// CUDA kernel (`csrc/kernels.cu`, `dQuantize`) searches from level 127 in steps that
-/// end on an even one, and leaves it only for something strictly nearer.
+/// They lie midway between levels, and a value on a border takes the even index:
+/// the CUDA kernel (`csrc/kernels.cu`, `dQuantize`) searches from level 127 in
+/// steps that end on an even one, and leaves it only for something strictly nearer.
 fn borders(map: &[f32; 256]) -> [f32; 255] {
     std::array::from_fn(|i| {
         let middle = (map[i] + map[i + 1]) * 0.5;
@@ -55,13 +55,13 @@ fn borders(map: &[f32; 256]) -> [f32; 255] {
     })
 }
 
-/// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset` in
-/// blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
+/// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset`
+/// in blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
 ///
-/// `absmax`: f32 `[blocks]`, any device. Returns [`Absmax::Double`] on it. The mean is
-/// libtorch's, whose last bit depends on the device and, above 32,768 scales, on the
-/// number of threads. Errors if libtorch cannot copy the scales to the CPU, where the
-/// rest is done: they are few.
+/// `absmax`: f32 `[blocks]`, any device. Returns [`Absmax::Double`] on it. The mean
+/// is libtorch's, whose last bit depends on the device and, above 32,768 scales, on
+/// the number of threads. Errors if libtorch cannot copy the scales to the CPU,
+/// where the rest is done: they are few.
 pub fn encode(absmax: &Tensor) -> Result<Absmax> {
     let map = dynamic_map();
     let borders = borders(&map);

@@ -39,7 +39,8 @@ fn quantize_from<T: Float>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor)
     let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
     parallel_for(blocks, GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
-        // Sizes of blocks are even, so no two parts share a byte.
+        // SAFETY: sizes of blocks are even, so no two parts share a byte; and
+        // `simd` is what the machine has.
         let codes =
             unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
         let (w, scales) = (&w[weights], unsafe { scales.part(part) });
@@ -120,6 +121,9 @@ fn dequantize_to<T: Float>(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     parallel_for(n.div_ceil(size), GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
         let codes = &codes[weights.start / 2..weights.end.div_ceil(2)];
+        // SAFETY: parts are disjoint; `simd` is what the machine has; and `stream`
+        // has been granted to aligned outputs only, of which blocks are multiples
+        // of 64 bytes.
         let out = unsafe { out.part(weights) };
         let blocks = Blocks { size, first: part.start, scales, codes, out };
         match (simd, stream) {
@@ -169,12 +173,14 @@ impl<'a> Scales<'a> {
 fn elements<T>(t: &Tensor) -> &[T] {
     debug_assert!(t.is_contiguous() && t.device() == Device::Cpu);
     debug_assert_eq!(t.kind().elt_size_in_bytes(), size_of::<T>());
+    // SAFETY: as asserted; and the borrow of `t` keeps its memory.
     unsafe { slice::from_raw_parts(t.data_ptr().cast(), t.numel()) }
 }
 
 /// The same, to be written by several threads.
 struct Parts<T>(*mut T, usize);
 
+// SAFETY: threads reach the elements through `part` alone.
 unsafe impl<T: Send> Sync for Parts<T> {}
 
 impl<T> Parts<T> {
@@ -187,6 +193,7 @@ impl<T> Parts<T> {
     #[allow(clippy::mut_from_ref)]
     unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.1);
+        // SAFETY: inside the tensor, and the caller sees to the overlap.
         unsafe { slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }
