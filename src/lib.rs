@@ -11,8 +11,9 @@
 //! | 13, 4-bit weights | [`quant`], [`autograd`] |
 //! | 14, LoRA | [`lora`] |
 //! | 15, the fine-tune | [`train`] |
+//! | all, their experiments | [`lab`] |
 //!
-//! Imports point down only: `train` and `generate` know `models` and `lora`, these
+//! Imports point down only: `train`, `generate` and `lab` know `models` and `lora`, these
 //! know `nn`, and `nn` knows the ground floor, whose modules know only [`error`] and
 //! tch. `tests/book/layout.rs` enforces it.
 
@@ -22,6 +23,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod generate;
+pub mod lab;
 pub mod lora;
 pub mod models;
 pub mod nn;

@@ -46,7 +46,8 @@ pub fn gradcheck(
             };
             let numeric = (at(h)? - at(-h)?) / (2. * h);
             let given = grad.double_value(&[j]);
-            if !((given - numeric).abs() <= atol + rtol * numeric.abs()) {
+            let close = (given - numeric).abs() <= atol + rtol * numeric.abs();
+            if !close {
                 return Err(Error::Autograd(format!(
                     "input {i}, element {j}: backward says {given}, finite \
                      differences say {numeric}"

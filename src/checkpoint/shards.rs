@@ -108,8 +108,8 @@ impl Checkpoint {
             place.insert(tensor.clone(), i);
         }
         for file in &files {
-            let extra = file.header.tensors().into_keys();
-            for tensor in extra.filter(|t| !place.contains_key(t)) {
+            let mut names = file.header.tensors().into_keys();
+            if let Some(tensor) = names.find(|t| !place.contains_key(t)) {
                 let what = format!("in the file, but not in {INDEX}");
                 return Err(Error::tensor(&file.path, tensor, what));
             }

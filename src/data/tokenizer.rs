@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
-use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer as Engine};
+use tokenizers::{AddedToken, Tokenizer as Engine};
 
 /// A tokenizer as it lies in a checkpoint's folder.
 ///
@@ -100,8 +100,6 @@ impl Tokenizer {
         let template = files.chat_template(dir, &special)?;
         let bos = bos.map(|(_, id)| id);
         let add_bos = files.adds_bos(bos, &engine)?;
-        // Its one use is over: it would only shift the offsets that masks go by.
-        engine.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
             pad: pad.map_or(eos, |(_, id)| id),

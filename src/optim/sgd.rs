@@ -30,6 +30,15 @@ pub struct Sgd {
 impl Rule<1> for Sgd {
     const SLOTS: [&'static str; 1] = ["b"];
 
+    fn init(&self, theta: &Tensor) -> [Tensor; 1] {
+        let b = if self.momentum == 0. {
+            &theta.flatten(0, -1).narrow(0, 0, 0)
+        } else {
+            theta
+        };
+        [b.zeros_like()]
+    }
+
     fn update(
         &self,
         theta: &mut Tensor,

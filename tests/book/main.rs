@@ -1,5 +1,6 @@
 //! One test binary, a module per chapter and per part of the library.
 mod autograd;
+mod ch05_adam;
 mod checkpoint;
 mod common;
 mod data;
@@ -18,3 +19,6 @@ mod parity_train;
 mod quant;
 mod schedule;
 mod train;
+
+#[path = "../exercises/mod.rs"]
+mod exercises;

@@ -80,9 +80,18 @@ fn optimizer(case: &Value, params: Vec<Param>) -> Box<dyn Optimizer> {
     }
 }
 
+/// Runs one case with the optimizer that it names.
+fn run(case: &Value, at: &[f64]) -> f64 {
+    run_with(case, at, |params| optimizer(case, params))
+}
+
 /// Runs one case; the largest gap to torch over all steps recorded, in units of the
 /// parameters' size at the start, 1: most of them end near zero.
-fn run(case: &Value, at: &[f64]) -> f64 {
+pub fn run_with(
+    case: &Value,
+    at: &[f64],
+    make: impl Fn(Vec<Param>) -> Box<dyn Optimizer>,
+) -> f64 {
     let problem = case["problem"].as_str().expect("problem");
     let leaf = |v: Vec<f64>| {
         Tensor::from_slice(&v).to_kind(kind(case)).set_requires_grad(true)
@@ -92,7 +101,7 @@ fn run(case: &Value, at: &[f64]) -> f64 {
     let named = named.map(|(i, p)| (format!("p{i}"), p.shallow_clone()));
     let wd = number(case, "weight_decay");
     let named = Param::with_decay(named, |n, _| if n == "p0" { wd } else { 0. });
-    let mut optimizer = optimizer(case, named);
+    let mut optimizer = make(named);
     let mut expected = case["theta"].as_array().expect("theta").iter();
     let mut worst = 0f64;
     for step in 1..=200 {

@@ -111,7 +111,8 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
 #[test]
 fn a_loss_that_is_not_finite_names_step_rows_and_layer() {
     let dir = TempDir::new().unwrap();
-    let flags = ["--learning-rate", "1e300", "--warmup-ratio", "0", "--max-steps", "9"];
+    let flags =
+        ["--learning-rate", "1e300", "--warmup-ratio", "0", "--max-steps", "9"];
     let flags = [&flags[..], &["--max-grad-norm", "0", "--optim", "sgd"]].concat();
     let output = finetune(dir.path(), &flags).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
@@ -127,7 +128,8 @@ fn a_loss_that_is_not_finite_names_step_rows_and_layer() {
 #[test]
 fn a_full_disk_loses_nothing_that_was_saved() {
     let dir = TempDir::new().unwrap();
-    let small = ["--max-steps", "4", "--save-strategy", "steps", "--save-steps", "2"];
+    let small =
+        ["--max-steps", "4", "--save-strategy", "steps", "--save-steps", "2"];
     ok(finetune(dir.path(), &small).output().unwrap());
     let saved = adapter(dir.path());
     let resume = [&small[..], &["--resume"]].concat();
@@ -204,7 +206,8 @@ fn the_same_rows_in_other_micro_batches_give_the_same_update() {
 fn a_config_file_holds_flags_and_flags_win() {
     let dir = TempDir::new().unwrap();
     let config = dir.path().join("run.toml");
-    let text = "max-steps = 1\nlora-r = 2\ntarget-modules = [\"q_proj\", \"up_proj\"]\n";
+    let text =
+        "max-steps = 1\nlora-r = 2\ntarget-modules = [\"q_proj\", \"up_proj\"]\n";
     std::fs::write(&config, text).unwrap();
     let path = config.to_str().unwrap();
     ok(finetune(dir.path(), &["--config", path, "--lora-r=3"]).output().unwrap());

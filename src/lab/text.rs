@@ -1,0 +1,237 @@
+//! A small Transformer that learns to spell, on a real book.
+use super::{Make, Spread};
+use crate::models::{Decoder, DecoderConfig};
+use crate::nn::dropout::uniform;
+use crate::nn::{Mode, Rope, RopeScaling};
+use crate::optim::{Param, state_bytes};
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use tch::{Kind, Tensor, no_grad};
+
+const BOOK: &str = "examples/data/corpus/alice_in_wonderland.txt";
+/// B and T of every batch.
+const BATCH: usize = 8;
+const CONTEXT: usize = 32;
+
+/// A text as numbers, one per distinct character. Its last tenth is held out.
+#[derive(Debug)]
+pub struct Text {
+    ids: Vec<i64>,
+    vocabulary: i64,
+}
+
+impl Text {
+    /// *Alice's Adventures in Wonderland*, looked for in the working folder and those
+    /// above it.
+    ///
+    /// # Errors
+    /// It is in none of them.
+    pub fn alice() -> Result<Self> {
+        let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
+        let path = here.ancestors().map(|d| d.join(BOOK)).find(|p| p.is_file());
+        let path = path.ok_or_else(|| {
+            let what = "not found from here; run this inside the repository";
+            Error::file(BOOK, what)
+        })?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Self::new(&text))
+    }
+
+    /// Any text.
+    pub fn new(text: &str) -> Self {
+        let mut alphabet: Vec<char> = text.chars().collect();
+        alphabet.sort_unstable();
+        alphabet.dedup();
+        let id = |c| alphabet.binary_search(&c).unwrap_or_default() as i64;
+        let ids = text.chars().map(id).collect();
+        Self { ids, vocabulary: alphabet.len() as i64 }
+    }
+
+    /// Number of distinct characters: the loss of blind guessing is its logarithm.
+    pub fn vocabulary(&self) -> i64 {
+        self.vocabulary
+    }
+
+    /// Characters [B, T] and those that follow them [B·T], from places that depend on
+    /// `seed` and `step` alone.
+    pub fn batch(&self, seed: u64, step: i64, held_out: bool) -> (Tensor, Tensor) {
+        let (tenth, end) = (self.ids.len() / 10, self.ids.len() - CONTEXT - 1);
+        let Range { start, end } = match held_out {
+            true => 9 * tenth..end,
+            false => 0..9 * tenth - CONTEXT - 1,
+        };
+        let (mut x, mut y): (Vec<i64>, Vec<i64>) = (vec![], vec![]);
+        let place = 2 * step as u32 + u32::from(held_out);
+        for u in uniform(BATCH, 0.5, seed, place) {
+            let at = start + ((f64::from(u) + 0.5) * (end - start) as f64) as usize;
+            x.extend(&self.ids[at..at + CONTEXT]);
+            y.extend(&self.ids[at + 1..at + CONTEXT + 1]);
+        }
+        let shape = [BATCH as i64, CONTEXT as i64];
+        (Tensor::from_slice(&x).view(shape), Tensor::from_slice(&y))
+    }
+
+    /// A Llama of two layers and width 64 for this text.
+    ///
+    /// # Errors
+    /// None in practice: the sizes are fixed.
+    pub fn model(&self, seed: u64) -> Result<Decoder> {
+        let config = DecoderConfig {
+            vocab_size: self.vocabulary,
+            hidden_size: 64,
+            intermediate_size: 176,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 4,
+            head_dim: 16,
+            rms_norm_eps: 1e-6,
+            rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
+            max_position_embeddings: CONTEXT as i64,
+            tie_word_embeddings: false,
+            attention_bias: false,
+            mlp_bias: false,
+        };
+        Decoder::random(config, seed)
+    }
+
+    /// Mean cross-entropy of the next character, in nats.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn loss(&self, model: &Decoder, (x, y): (Tensor, Tensor)) -> Result<Tensor> {
+        let logits = model.logits(&model.hidden(&x, Mode::Eval, None)?)?;
+        Ok(logits.view([-1, self.vocabulary]).cross_entropy_for_logits(&y))
+    }
+}
+
+/// What a training run leaves behind.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Loss of each step's batch, before the step. A run that diverges ends early.
+    pub losses: Vec<f64>,
+    /// Loss on held-out text after the last step; not finite if the run diverged.
+    pub held_out: f64,
+    /// Of the average step.
+    pub seconds_per_step: f64,
+    /// How many numbers were trained.
+    pub parameters: usize,
+    /// What the optimizer remembered at the end.
+    pub state_bytes: usize,
+}
+
+// ANCHOR: train
+/// Trains [`Text::model`] with a constant learning rate. The seed decides the start
+/// and the batches.
+///
+/// # Errors
+/// What libtorch refuses.
+pub fn train(
+    text: &Text,
+    make: Make,
+    lr: f64,
+    steps: i64,
+    seed: u64,
+) -> Result<Run> {
+    let model = text.model(seed)?;
+    let mut optimizer = make(Param::with_decay(model.named_parameters(), |_, _| 0.));
+    let (mut losses, began) = (vec![], Instant::now());
+    for step in 0..steps {
+        let loss = text.loss(&model, text.batch(seed, step, false))?;
+        losses.push(loss.double_value(&[]));
+        if losses.last().is_none_or(|l| !l.is_finite()) {
+            break;
+        }
+        optimizer.zero_grad();
+        loss.backward();
+        optimizer.step(lr);
+    }
+    // ANCHOR_END: train
+    let seconds_per_step = began.elapsed().as_secs_f64() / losses.len() as f64;
+    let held_out = no_grad(|| -> Result<f64> {
+        let loss = |i| text.loss(&model, text.batch(seed, i, true));
+        let losses = (0..8).map(loss).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::stack(&losses, 0).mean(Kind::Double).double_value(&[]))
+    })?;
+    let parameters = optimizer.params().iter().map(|p| p.tensor.numel()).sum();
+    let state_bytes = state_bytes(optimizer.as_ref());
+    Ok(Run { losses, held_out, seconds_per_step, parameters, state_bytes })
+}
+
+/// Trains with each of `jobs` (optimizer and learning rate) on each seed, one run per
+/// core at a time, under a progress bar; the runs of a job come back together.
+///
+/// # Errors
+/// What libtorch refuses.
+pub fn train_all(
+    text: &Text,
+    jobs: &[(Make, f64)],
+    steps: i64,
+    seeds: Range<u64>,
+) -> Result<Vec<Vec<Run>>> {
+    let runs: Vec<(Make, f64, u64)> = jobs
+        .iter()
+        .flat_map(|&(make, lr)| seeds.clone().map(move |seed| (make, lr, seed)))
+        .collect();
+    // On standard error; nothing shows where that is not a terminal.
+    let bar = ProgressBar::new(runs.len() as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let next = AtomicUsize::new(0);
+    let work = || {
+        tch::set_num_threads(1); // matrices this small are not worth sharing
+        let mut done = vec![];
+        while let i = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(&(make, lr, seed)) = runs.get(i)
+        {
+            done.push((i, train(text, make, lr, steps, seed)));
+            bar.inc(1);
+        }
+        done
+    };
+    let (threads, cores) = (tch::get_num_threads(), cores());
+    let mut done = std::thread::scope(|s| {
+        let workers: Vec<_> = (0..cores).map(|_| s.spawn(work)).collect();
+        let joined = workers.into_iter().map(|w| match w.join() {
+            Ok(runs) => runs,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.flatten().collect::<Vec<_>>()
+    });
+    tch::set_num_threads(threads);
+    bar.finish_and_clear();
+    done.sort_by_key(|(i, _)| *i);
+    let mut done = done.into_iter().map(|(_, run)| run);
+    let each = (seeds.end - seeds.start) as usize;
+    jobs.iter().map(|_| done.by_ref().take(each).collect()).collect()
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+impl Run {
+    /// Held-out losses of several runs.
+    pub fn held_out(runs: &[Self]) -> Spread {
+        Spread::of(runs.iter().map(|r| r.held_out))
+    }
+
+    /// Training losses of several runs, as means over `window` steps: (step, spread).
+    pub fn curve(runs: &[Self], window: usize) -> Vec<(f64, Spread)> {
+        let steps = runs.iter().map(|r| r.losses.len()).min().unwrap_or_default();
+        let mean = |r: &Self, from: usize| {
+            r.losses[from..from + window].iter().sum::<f64>() / window as f64
+        };
+        let windows = (0..steps / window).map(|i| i * window);
+        windows
+            .map(|from| {
+                let middle = from as f64 + window as f64 / 2.;
+                (middle, Spread::of(runs.iter().map(|r| mean(r, from))))
+            })
+            .collect()
+    }
+}
