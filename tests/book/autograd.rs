@@ -90,14 +90,18 @@ fn gradcheck_tells_right_from_wrong() {
 fn product_and_quotient(a: &Tensor, b: &Tensor, shift: f64) -> Result<Vec<Tensor>> {
     let (ka, kb) = (a.detach(), b.detach());
     let names = vec!["product".to_string(), "quotient".into()];
-    custom(&[a, b], || Ok(vec![a * b + shift, a / b]), move |dy| {
-        assert_eq!(names.len(), dy.len());
-        let zero = ka.zeros_like();
-        let [p, q] = [0, 1].map(|i| dy[i].as_ref().unwrap_or(&zero));
-        let da = p * &kb + q / &kb;
-        let db = p * &ka - q * &ka / (&kb * &kb);
-        Ok(vec![Some(da), Some(db)])
-    })
+    custom(
+        &[a, b],
+        || Ok(vec![a * b + shift, a / b]),
+        move |dy| {
+            assert_eq!(names.len(), dy.len());
+            let zero = ka.zeros_like();
+            let [p, q] = [0, 1].map(|i| dy[i].as_ref().unwrap_or(&zero));
+            let da = p * &kb + q / &kb;
+            let db = p * &ka - q * &ka / (&kb * &kb);
+            Ok(vec![Some(da), Some(db)])
+        },
+    )
 }
 
 #[test]
@@ -120,12 +124,16 @@ fn an_unused_output_sends_none() {
     let x = leaf(&[1., 2.]);
     let seen = Arc::new(AtomicUsize::new(0));
     let witness = seen.clone();
-    let y = custom(&[&x], || Ok(vec![&x * 2., &x * 3.]), move |dy| {
-        assert_eq!(dy.len(), 2);
-        assert!(dy[0].is_none(), "nothing used the first output");
-        witness.fetch_add(1, SeqCst);
-        Ok(vec![dy[1].as_ref().map(|d| d * 3.)])
-    })
+    let y = custom(
+        &[&x],
+        || Ok(vec![&x * 2., &x * 3.]),
+        move |dy| {
+            assert_eq!(dy.len(), 2);
+            assert!(dy[0].is_none(), "nothing used the first output");
+            witness.fetch_add(1, SeqCst);
+            Ok(vec![dy[1].as_ref().map(|d| d * 3.)])
+        },
+    )
     .unwrap();
     y[1].sum(Kind::Double).backward();
     assert_eq!((seen.load(SeqCst), values(&x.grad())), (1, vec![3., 3.]));
@@ -134,11 +142,15 @@ fn an_unused_output_sends_none() {
 #[test]
 fn constants_and_absent_gradients() {
     let (x, constant) = (leaf(&[1., 2.]), Tensor::from_slice(&[5., 5.]));
-    let y = custom(&[&x, &constant], || Ok(vec![&x * &constant]), |dy| {
-        // A gradient for the constant is allowed, and goes nowhere.
-        let d = dy[0].as_ref().map(|d| d * 5.);
-        Ok(vec![d, dy[0].as_ref().map(Tensor::ones_like)])
-    });
+    let y = custom(
+        &[&x, &constant],
+        || Ok(vec![&x * &constant]),
+        |dy| {
+            // A gradient for the constant is allowed, and goes nowhere.
+            let d = dy[0].as_ref().map(|d| d * 5.);
+            Ok(vec![d, dy[0].as_ref().map(Tensor::ones_like)])
+        },
+    );
     y.unwrap()[0].sum(Kind::Double).backward();
     assert_eq!(values(&x.grad()), [5., 5.]);
     assert!(!constant.grad().defined());
@@ -358,9 +370,8 @@ fn clear_grad_forgets() {
 fn checkpointed_gradients_have_the_same_bits() {
     let f = |xs: &[Tensor]| Ok((xs[0].matmul(&xs[1]).gelu("none") * &xs[2]).tanh());
     let run = |checkpointed: bool| {
-        let leaf = |shape: &[i64]| {
-            common::wave(shape, Kind::Float).set_requires_grad(true)
-        };
+        let leaf =
+            |shape: &[i64]| common::wave(shape, Kind::Float).set_requires_grad(true);
         let xs = [leaf(&[5, 8]), leaf(&[8, 4]), common::wave(&[4], Kind::Float)];
         let y = match checkpointed {
             true => checkpoint(&[&xs[0], &xs[1], &xs[2]], f),
@@ -414,7 +425,9 @@ fn parallel_for_covers_each_index_once() {
         for grain in [1, 64, 1 << 20] {
             let hits: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             parallel_for(n, grain, |range| {
-                range.for_each(|i| drop(hits[i].fetch_add(1, SeqCst)));
+                for i in range {
+                    hits[i].fetch_add(1, SeqCst);
+                }
             });
             let once = hits.iter().all(|h| h.load(SeqCst) == 1);
             assert!(once, "n = {n}, grain = {grain}");

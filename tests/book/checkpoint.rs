@@ -80,7 +80,8 @@ fn the_metadata_is_what_transformers_expects() {
     save_safetensors(&path, &all, &[("format", "pt")]).unwrap();
     let bytes = fs::read(&path).unwrap();
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+    let header: serde_json::Value =
+        serde_json::from_slice(&bytes[8..8 + n]).unwrap();
     assert_eq!(header["__metadata__"], json!({"format": "pt"}));
     assert_eq!(header["x"]["dtype"], "F32");
     assert_eq!(header["x"]["data_offsets"], json!([0, 8]));

@@ -63,7 +63,8 @@ pub fn adapted(seed: u64, config: &LoraConfig) -> (Decoder, Named) {
     tch::no_grad(|| {
         for (name, t) in &named {
             if name.ends_with("lora_B.weight") {
-                let wave = Tensor::arange(t.numel() as i64, (Kind::Float, Device::Cpu));
+                let wave =
+                    Tensor::arange(t.numel() as i64, (Kind::Float, Device::Cpu));
                 t.shallow_clone().copy_(&(wave.sin() * 0.1).view_as(t));
             }
         }

@@ -31,7 +31,8 @@ fn patterns_choose_linears() {
     let count = |targets: &[&str]| {
         let mut model = frozen(1);
         let named = put(&mut model, &lora(targets, 0.)).unwrap();
-        let with = model.linears_mut().iter().filter(|(_, l)| l.lora.is_some()).count();
+        let with =
+            model.linears_mut().iter().filter(|(_, l)| l.lora.is_some()).count();
         assert_eq!(named.len(), 2 * with);
         with
     };
@@ -248,7 +249,8 @@ fn tensors_that_do_not_fit_are_named() {
 fn settings_that_do_not_fit_are_named() {
     let (dir, ..) = saved(&lora(&["q_proj"], 0.));
     let path = dir.path().join("adapter_config.json");
-    let good: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let good: Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let with = |key: &str, value: Value| {
         let mut json = good.clone();
         json[key] = value;

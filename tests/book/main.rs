@@ -5,6 +5,7 @@ mod checkpoint;
 mod common;
 mod data;
 mod golden;
+mod layout;
 mod lora;
 mod memory;
 mod models;

@@ -35,7 +35,9 @@ fn logits(model: &Decoder) -> Tensor {
 }
 
 /// What `read_config` makes of `config.json` after this change to it.
-fn read(change: impl FnOnce(&mut Value)) -> downhill::Result<downhill::models::DecoderConfig> {
+fn read(
+    change: impl FnOnce(&mut Value),
+) -> downhill::Result<downhill::models::DecoderConfig> {
     let dir = tempfile::tempdir().expect("a folder");
     let mut json = config_json();
     change(&mut json);
@@ -69,6 +71,11 @@ fn both_spellings_say_the_same() {
             c["rope_scaling"] = json!({"factor": 4.0});
             c["rope_scaling"][key] = json!("linear");
         });
+        let both = read(|c| {
+            c["rope_scaling"] =
+                json!({"factor": 4.0, "type": "linear", "rope_type": "linear"});
+        });
+        assert_eq!(both.unwrap(), old.as_ref().unwrap().clone());
         let new = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4});
         let linear = RopeScaling::Linear { factor: 4. };
         assert_eq!(old.unwrap().rope.scaling, linear);
@@ -117,7 +124,11 @@ fn defaults_are_those_of_transformers() {
 fn every_wrong_setting_names_its_key() {
     let faults: &[(&str, &str, Value)] = &[
         ("model_type", "mamba", json!("mamba")),
-        ("architectures", "LlamaForSequenceClassification", json!(["LlamaForSequenceClassification"])),
+        (
+            "architectures",
+            "LlamaForSequenceClassification",
+            json!(["LlamaForSequenceClassification"]),
+        ),
         ("vocab_size", "vocab_size", json!(0)),
         ("hidden_size", "hidden_size", json!(-32)),
         ("hidden_size", "hidden_size", json!(30)),
@@ -136,14 +147,26 @@ fn every_wrong_setting_names_its_key() {
         ("rope_theta", "rope_theta", json!(-1e4)),
         ("rope_scaling", "yarn", json!({"type": "yarn", "factor": 4.})),
         ("rope_scaling", "rope_scaling.factor", json!({"type": "linear"})),
-        ("rope_scaling", "rope_scaling.factor", json!({"type": "linear", "factor": 0})),
-        ("rope_parameters", "rope_parameters.low_freq_factor", json!({"rope_type": "llama3", "factor": 8.})),
+        (
+            "rope_scaling",
+            "rope_scaling.factor",
+            json!({"type": "linear", "factor": 0}),
+        ),
+        (
+            "rope_parameters",
+            "rope_parameters.low_freq_factor",
+            json!({"rope_type": "llama3", "factor": 8.}),
+        ),
         (
             "rope_scaling",
             "rope_scaling.high_freq_factor",
             json!({"type": "llama3", "factor": 8., "low_freq_factor": 4., "high_freq_factor": 1.}),
         ),
-        ("quantization_config", "quantization_config", json!({"quant_method": "fp8"})),
+        (
+            "quantization_config",
+            "quantization_config",
+            json!({"quant_method": "fp8"}),
+        ),
     ];
     for (key, named, value) in faults {
         refused(read(|c| c[*key] = value.clone()), &["config.json", named]);
@@ -207,11 +230,16 @@ fn sixteen_bits_on_disk_are_read_in_the_kind_asked_for() {
         save_safetensors(&path, &weights, &[]).unwrap();
         let loaded = open(dir.path(), &F32).unwrap();
         assert_eq!(loaded.kind(), Kind::Float);
-        for ((_, ours), (name, disk)) in loaded.named_parameters().iter().zip(&weights) {
+        for ((_, ours), (name, disk)) in
+            loaded.named_parameters().iter().zip(&weights)
+        {
             assert!(same_bits(ours, &disk.to_kind(Kind::Float)), "{name}");
         }
         let options = LoadOptions { kind: Kind::BFloat16, ..F32 };
-        assert_eq!(logits(&open(dir.path(), &options).unwrap()).kind(), Kind::BFloat16);
+        assert_eq!(
+            logits(&open(dir.path(), &options).unwrap()).kind(),
+            Kind::BFloat16
+        );
     }
 }
 
@@ -258,7 +286,8 @@ fn what_does_not_fit_config_json_is_named() {
 
     let missing = broken(&|w| drop(w.remove(at(w, q))));
     refused(missing, &[q, "missing"]);
-    let extra = broken(&|w| w.push(("model.layers.2.x".into(), zeros(&[1], Kind::Float))));
+    let extra =
+        broken(&|w| w.push(("model.layers.2.x".into(), zeros(&[1], Kind::Float))));
     refused(extra, &["model.layers.2.x", "model.safetensors", "config.json"]);
     let shape = broken(&|w| {
         let i = at(w, q);

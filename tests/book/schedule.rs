@@ -36,7 +36,8 @@ fn corners() {
 
 #[test]
 fn bounded_and_monotonic_whatever_the_lengths() {
-    for (warmup, total) in [(0, 1), (0, 100), (1, 2), (30, 100), (100, 100), (7, 3)] {
+    for (warmup, total) in [(0, 1), (0, 100), (1, 2), (30, 100), (100, 100), (7, 3)]
+    {
         for (name, s) in all(1., warmup, total) {
             let lr: Vec<f64> = (0..2 * total + 20).map(|t| s.lr(t)).collect();
             let at = format!("{name}, warmup {warmup}, total {total}");
