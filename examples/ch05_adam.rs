@@ -123,8 +123,8 @@ fn main() -> Result<()> {
                 adam.push(steps);
             }
             if steep == 100 && degrees == 0. {
-                paths =
-                    paths.line(name, path.iter().map(|p| (p[0], p[1])).collect());
+                let way = path.iter().take(steps + 1).map(|p| (p[0], p[1]));
+                paths = paths.line(name, way.collect());
             }
         }
         println!("  {name:12} {:?}", line.iter().map(|l| l.1).collect::<Vec<_>>());
@@ -132,7 +132,8 @@ fn main() -> Result<()> {
     }
     ensure!(adam.iter().all(|s| *s == adam[0]), "Adam felt the scale: {adam:?}");
     report.number("valley.limit", limit as f64);
-    let figure = panels(&[paths.y_range(-1.2, 1.2), needed.log_x().log_y()], 1)?;
+    let needed = needed.log_x().log_y().y_range(1., 3000.);
+    let figure = panels(&[paths.y_range(-1.2, 1.2), needed], 1)?;
     report.figure("", &figure)?;
     // NOTEBOOK: figure
 

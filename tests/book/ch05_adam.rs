@@ -153,7 +153,7 @@ fn wild(n: usize, seed: u64) -> Vec<f64> {
 #[test]
 fn the_first_step_has_the_length_of_the_rate() {
     let adam = Adam::default();
-    for g in [1e-5, -1., 3e7] {
+    for g in [1e-5f64, -1., 3e7] {
         let expected = g / (g.abs() + adam.eps);
         for first in [steps(&adam, &[g])[0], steps(&AmsGrad(adam), &[g])[0]] {
             assert!((first - expected).abs() < 1e-9, "{first} at {g}");
