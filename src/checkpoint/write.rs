@@ -53,10 +53,12 @@ pub fn save_safetensors(
     }
     let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string()));
     let metadata: HashMap<String, String> = metadata.collect();
+    // The crate writes a broken header for metadata without tensors.
+    let metadata = (!views.is_empty()).then_some(metadata);
     atomic::file(path, |partial| {
         let views = views.iter().map(|(name, v)| (name, v));
         // Not `serialize_to_file`: only their owner may read the files it makes.
-        let bytes = safetensors::serialize(views, Some(metadata))
+        let bytes = safetensors::serialize(views, metadata)
             .map_err(|e| Error::file(path, e.to_string()))?;
         std::fs::write(partial, bytes).map_err(|e| Error::io(path, e))
     })

@@ -77,8 +77,10 @@ fn context() -> i64 {
 
 #[derive(Clone, Deserialize)]
 struct RopeParameters {
-    #[serde(alias = "type")]
+    /// `type` in older files; what transformers loaded and saved again has both.
     rope_type: Option<String>,
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -123,8 +125,23 @@ fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {
                     the original 16- or 32-bit checkpoint"
             .into());
     }
-    let c: LlamaConfig = serde_json::from_value(json).map_err(|e| e.to_string())?;
+    let c = LlamaConfig::deserialize(&json).map_err(|e| at_key(&json, &e))?;
     c.into_decoder()
+}
+
+/// serde says what it found, but not under which key: the one without which it would
+/// not complain, or not of this.
+fn at_key(json: &Value, e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    let blamed = |key: &&String| {
+        let mut rest = json.clone();
+        let _ = rest.as_object_mut().and_then(|map| map.shift_remove(*key));
+        LlamaConfig::deserialize(&rest).err().is_none_or(|e| e.to_string() != text)
+    };
+    match json.as_object().and_then(|map| map.keys().find(blamed)) {
+        Some(key) => format!("{key}: {text}"),
+        None => text,
+    }
 }
 
 impl LlamaConfig {
@@ -208,7 +225,8 @@ impl LlamaConfig {
             Some(x) => Err(format!("{key}.{name}: {x} is not a positive number")),
             None => Err(format!("{key}.{name}: missing")),
         };
-        let scaling = match r.rope_type.as_deref().unwrap_or("default") {
+        let kind = r.rope_type.as_deref().or(r.older_type.as_deref());
+        let scaling = match kind.unwrap_or("default") {
             "default" => RopeScaling::Default,
             "linear" => RopeScaling::Linear { factor: need("factor", r.factor)? },
             "llama3" => {

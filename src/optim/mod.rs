@@ -158,7 +158,13 @@ impl<R: Rule<N>, const N: usize> Optimizer for Driver<R, N> {
         let mut used = 0;
         let mut loaded = Vec::with_capacity(self.params.len());
         for p in &self.params {
-            let Some(t) = saved.get(&format!("{}.t", p.name)) else {
+            let count = format!("{}.t", p.name);
+            let Some(t) = saved.get(&count) else {
+                let slot =
+                    |key: &&str| saved.contains_key(&format!("{}.{key}", p.name));
+                if R::SLOTS.iter().any(slot) {
+                    return Err(wrong(&count, "missing"));
+                }
                 loaded.push(None);
                 continue;
             };

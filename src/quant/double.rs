@@ -3,18 +3,19 @@
 //! scale per 256, they cost an eighth of one (QLoRA, arXiv 2305.14314, section 3).
 use super::Absmax;
 use super::nf4::in_blocks;
-use tch::{Kind, Tensor};
+use crate::Result;
+use tch::{Device, Kind, Tensor};
 
 /// Scales that share one scale of their own.
 pub const NESTED_BLOCKSIZE: usize = 256;
 
-/// The 256 levels of the 8-bit "dynamic" type (arXiv 1511.04561): 0, 1, and for each
-/// decade `10^(i-6)`, i = 0 to 6, the `2^i` midpoints of an even division of [0.1, 1],
-/// with both signs. Small values thus keep a small relative error.
+/// The 256 levels of the 8-bit "dynamic" type (arXiv 1511.04561): 0, 1, and for
+/// each decade `10^(i-6)`, i = 0 to 6, the `2^i` midpoints of an even division of
+/// [0.1, 1], with both signs. Small values thus keep a small relative error.
 ///
 /// Bit for bit bitsandbytes' `create_dynamic_map()` on a CPU with fused
-/// multiply-add: its `linspace` fuses, and without that some levels differ in the last
-/// bit.
+/// multiply-add: its `linspace` fuses, and without that some levels differ in the
+/// last bit.
 pub fn dynamic_map() -> [f32; 256] {
     let mut levels = vec![0.0, 1.0];
     for (i, decade) in
@@ -41,12 +42,12 @@ pub fn dynamic_map() -> [f32; 256] {
     map
 }
 
-/// The 255 borders: a value takes the level whose index is the number of borders that
-/// it exceeds.
+/// The 255 borders: a value takes the level whose index is the number of borders
+/// that it exceeds.
 ///
-/// They lie midway between levels, and a value on a border takes the even index: the
-/// CUDA kernel (`csrc/kernels.cu`, `dQuantize`) searches from level 127 in steps that
-/// end on an even one, and leaves it only for something strictly nearer.
+/// They lie midway between levels, and a value on a border takes the even index:
+/// the CUDA kernel (`csrc/kernels.cu`, `dQuantize`) searches from level 127 in
+/// steps that end on an even one, and leaves it only for something strictly nearer.
 fn borders(map: &[f32; 256]) -> [f32; 255] {
     std::array::from_fn(|i| {
         let middle = (map[i] + map[i + 1]) * 0.5;
@@ -54,28 +55,37 @@ fn borders(map: &[f32; 256]) -> [f32; 255] {
     })
 }
 
-/// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset` in
-/// blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
+/// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset`
+/// in blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
 ///
-/// `absmax`: f32 `[blocks]`. Returns [`Absmax::Double`]. The mean is libtorch's, whose
-/// last bit depends on the device and, above 32,768 scales, the number of threads.
-pub fn encode(absmax: &Tensor) -> Absmax {
+/// `absmax`: f32 `[blocks]`, any device. Returns [`Absmax::Double`] on it. The mean
+/// is libtorch's, whose last bit depends on the device and, above 32,768 scales, on
+/// the number of threads. Errors if libtorch cannot copy the scales to the CPU,
+/// where the rest is done: they are few.
+pub fn encode(absmax: &Tensor) -> Result<Absmax> {
     let map = dynamic_map();
-    let to_device = |t: &[f32]| Tensor::from_slice(t).to_device(absmax.device());
-    let offset = absmax.mean(Kind::Float).double_value(&[]);
-    let blocks = in_blocks(&(absmax - offset), NESTED_BLOCKSIZE);
-    let nested_absmax = blocks.abs().amax([1], false);
-    let scaled = blocks * nested_absmax.reciprocal().unsqueeze(1);
-    // As for weights: 0 * inf, where all scales of a block are the mean, is code 0.
-    let scaled = scaled.nan_to_num(-1.0, None, None);
-    let codes = scaled.bucketize(&to_device(&borders(&map)), true, false);
-    let codes = codes.to_kind(Kind::Uint8).flatten(0, -1);
-    Absmax::Double {
-        codes: codes.narrow(0, 0, absmax.numel() as i64).contiguous(),
-        nested_absmax,
-        code: to_device(&map),
-        offset: offset as f32,
+    let borders = borders(&map);
+    let offset = absmax.mean(Kind::Float).double_value(&[]) as f32;
+    let scales = Vec::<f32>::try_from(absmax.to_device(Device::Cpu))?;
+    let (mut codes, mut nested_absmax) =
+        (Vec::with_capacity(scales.len()), Vec::new());
+    for block in scales.chunks(NESTED_BLOCKSIZE) {
+        let top = block.iter().fold(0.0, |top: f32, x| top.max((x - offset).abs()));
+        let scale = 1.0 / top;
+        codes.extend(block.iter().map(|x| {
+            // If all scales of a block are the mean, 0 * inf is NaN, and its code 0.
+            let x = (x - offset) * scale;
+            borders.partition_point(|border| x > *border) as u8
+        }));
+        nested_absmax.push(top);
     }
+    let device = absmax.device();
+    Ok(Absmax::Double {
+        codes: Tensor::from_slice(&codes).to_device(device),
+        nested_absmax: Tensor::from_slice(&nested_absmax).to_device(device),
+        code: Tensor::from_slice(&map).to_device(device),
+        offset,
+    })
 }
 
 /// The scales again: `code[codes] nested_absmax + offset`, rounded to f32 after the

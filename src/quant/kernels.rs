@@ -2,9 +2,10 @@
 //! memory. To quantize is one plain body, compiled once per instruction set; the
 //! look-up of dequantizing is a permutation of the table inside a register.
 #![allow(unsafe_code)]
-use super::nf4::{CODE, THRESHOLDS};
-use super::simd::{self, STEP, Simd, Word};
+use super::nf4::THRESHOLDS;
+use super::simd::{Blocks, Float, STEP, Simd};
 use super::{Absmax, Nf4Tensor};
+use crate::autograd::parallel_for;
 use half::{bf16, f16};
 use std::ops::Range;
 use std::{array, slice};
@@ -17,23 +18,6 @@ const GRAIN: usize = 1 << 15;
 /// past it, which spares the reading of each line before its first write.
 const STREAM: usize = 32 << 20;
 
-/// A weight as stored: f32, or bf16, which is the upper half of one.
-trait Source: Copy + Default + Sync {
-    fn f32(self) -> f32;
-}
-
-impl Source for f32 {
-    fn f32(self) -> f32 {
-        self
-    }
-}
-
-impl Source for u16 {
-    fn f32(self) -> f32 {
-        f32::from_bits(u32::from(self) << 16)
-    }
-}
-
 /// `nf4::encode` for a contiguous f32 or bf16 tensor on the CPU. A block with a
 /// number that is not finite gets an absmax that is not finite.
 pub(super) fn quantize(
@@ -42,12 +26,12 @@ pub(super) fn quantize(
     blocksize: usize,
 ) -> (Tensor, Tensor) {
     match w.kind() {
-        Kind::BFloat16 => quantize_from(simd, elements::<u16>(w), blocksize),
+        Kind::BFloat16 => quantize_from(simd, elements::<bf16>(w), blocksize),
         _ => quantize_from(simd, elements::<f32>(w), blocksize),
     }
 }
 
-fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor) {
+fn quantize_from<T: Float>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor) {
     let (n, blocks) = (w.len(), w.len().div_ceil(size));
     let packed =
         Tensor::empty([n.div_ceil(2) as i64, 1], (Kind::Uint8, Device::Cpu));
@@ -55,7 +39,8 @@ fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor
     let (codes, scales) = (Parts::<u8>::of(&packed), Parts::<f32>::of(&absmax));
     parallel_for(blocks, GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
-        // Sizes of blocks are even, so no two parts share a byte.
+        // SAFETY: sizes of blocks are even, so no two parts share a byte; and
+        // `simd` is what the machine has.
         let codes =
             unsafe { codes.part(weights.start / 2..weights.end.div_ceil(2)) };
         let (w, scales) = (&w[weights], unsafe { scales.part(part) });
@@ -72,23 +57,23 @@ fn quantize_from<T: Source>(simd: Simd, w: &[T], size: usize) -> (Tensor, Tensor
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn quantize_avx512<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+fn quantize_avx512<T: Float>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
     quantize_blocks(w, size, to, max);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn quantize_avx2<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+fn quantize_avx2<T: Float>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
     quantize_blocks(w, size, to, max);
 }
 
 #[inline(always)]
-fn quantize_blocks<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
+fn quantize_blocks<T: Float>(w: &[T], size: usize, to: &mut [u8], max: &mut [f32]) {
     let blocks = w.chunks(size).zip(to.chunks_mut(size / 2)).zip(max);
     for ((w, codes), absmax) in blocks {
         // Without its sign, a float is ordered as the integer of its bits, infinity
         // and NaN on top: one maximum finds the scale and what is not finite.
-        let magnitude = |x: &T| (x.f32().to_bits() & 0x7fff_ffff) as i32;
+        let magnitude = |x: &T| (x.widen().to_bits() & 0x7fff_ffff) as i32;
         *absmax = f32::from_bits(w.iter().map(magnitude).fold(0, i32::max) as u32);
         let scale = 1.0 / *absmax;
         let (whole, rest) = w.as_chunks::<STEP>();
@@ -106,10 +91,10 @@ fn quantize_blocks<T: Source>(w: &[T], size: usize, to: &mut [u8], max: &mut [f3
 
 /// For each weight the number of borders below it, two to a byte.
 #[inline(always)]
-fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
+fn encode<T: Float>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
     let mut code = [0; STEP];
     for (code, w) in code.iter_mut().zip(w) {
-        let x = w.f32() * scale;
+        let x = w.widen() * scale;
         for border in THRESHOLDS {
             *code = i32::wrapping_add(*code, i32::from(x > border));
         }
@@ -121,53 +106,40 @@ fn encode<T: Source>(w: &[T; STEP], scale: f32) -> [u8; STEP / 2] {
 /// bf16 or f16. The 16 products of a block are rounded before they are looked up.
 pub(super) fn dequantize(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     match out.kind() {
-        Kind::BFloat16 => {
-            dequantize_to(simd, q, out, |x| bf16::from_f32(x).to_bits())
-        }
-        Kind::Half => dequantize_to(simd, q, out, |x| f16::from_f32(x).to_bits()),
-        _ => dequantize_to(simd, q, out, |x| x),
+        Kind::BFloat16 => dequantize_to::<bf16>(simd, q, out),
+        Kind::Half => dequantize_to::<f16>(simd, q, out),
+        _ => dequantize_to::<f32>(simd, q, out),
     }
 }
 
-fn dequantize_to<W: Word>(
-    simd: Simd,
-    q: &Nf4Tensor,
-    out: &Tensor,
-    round: impl Fn(f32) -> W + Sync,
-) {
+fn dequantize_to<T: Float>(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     let codes = elements::<u8>(&q.packed);
-    let scales = Scales::of(&q.absmax);
+    let scales = &Scales::of(&q.absmax);
     let (n, size) = (out.numel(), q.blocksize);
-    let out = Parts::<W>::of(out);
-    let stream = n * size_of::<W>() >= STREAM && out.0.addr().is_multiple_of(64);
+    let out = Parts::<T>::of(out);
+    let stream = n * size_of::<T>() >= STREAM && out.0.addr().is_multiple_of(64);
     parallel_for(n.div_ceil(size), GRAIN / size, |part| {
         let weights = part.start * size..n.min(part.end * size);
         let codes = &codes[weights.start / 2..weights.end.div_ceil(2)];
+        // SAFETY: parts are disjoint; `simd` is what the machine has; and `stream`
+        // has been granted to aligned outputs only, of which blocks are multiples
+        // of 64 bytes.
         let out = unsafe { out.part(weights) };
-        let blocks = codes.chunks(size / 2).zip(out.chunks_mut(size)).zip(part);
-        let blocks = blocks.map(|((codes, out), block)| {
-            let absmax = scales.at(block);
-            (codes, CODE.map(|level| round(level * absmax)), out)
-        });
+        let blocks = Blocks { size, first: part.start, scales, codes, out };
         match (simd, stream) {
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, true) => unsafe {
-                simd::look_up_avx512::<W, true>(blocks)
-            },
+            (Simd::Avx512, true) => unsafe { blocks.avx512::<true>() },
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx512, false) => unsafe {
-                simd::look_up_avx512::<W, false>(blocks)
-            },
+            (Simd::Avx512, false) => unsafe { blocks.avx512::<false>() },
             #[cfg(target_arch = "x86_64")]
-            (Simd::Avx2, _) => unsafe { simd::look_up_avx2(blocks) },
-            _ => blocks
-                .for_each(|(codes, table, out)| simd::look_up(codes, &table, out)),
+            (Simd::Avx2, _) => unsafe { blocks.avx2() },
+            _ => blocks.plain(),
         }
     });
 }
 
 /// The scale of each block, in either form.
-enum Scales<'a> {
+pub(super) enum Scales<'a> {
     Plain(&'a [f32]),
     Double { codes: &'a [u8], nested: &'a [f32], code: &'a [f32], offset: f32 },
 }
@@ -186,7 +158,7 @@ impl<'a> Scales<'a> {
     }
 
     #[inline(always)]
-    fn at(&self, block: usize) -> f32 {
+    pub(super) fn at(&self, block: usize) -> f32 {
         match self {
             Self::Plain(absmax) => absmax[block],
             Self::Double { codes, nested, code, offset } => {
@@ -201,12 +173,14 @@ impl<'a> Scales<'a> {
 fn elements<T>(t: &Tensor) -> &[T] {
     debug_assert!(t.is_contiguous() && t.device() == Device::Cpu);
     debug_assert_eq!(t.kind().elt_size_in_bytes(), size_of::<T>());
+    // SAFETY: as asserted; and the borrow of `t` keeps its memory.
     unsafe { slice::from_raw_parts(t.data_ptr().cast(), t.numel()) }
 }
 
 /// The same, to be written by several threads.
 struct Parts<T>(*mut T, usize);
 
+// SAFETY: threads reach the elements through `part` alone.
 unsafe impl<T: Send> Sync for Parts<T> {}
 
 impl<T> Parts<T> {
@@ -219,18 +193,9 @@ impl<T> Parts<T> {
     #[allow(clippy::mut_from_ref)]
     unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.1);
+        // SAFETY: inside the tensor, and the caller sees to the overlap.
         unsafe { slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
-}
-
-fn parallel_for(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-    let half = if n <= grain.max(1) { n } else { n / 2 };
-    std::thread::scope(|scope| {
-        if half < n {
-            scope.spawn(|| f(half..n));
-        }
-        f(0..half);
-    });
 }
 
 #[cfg(test)]
@@ -248,7 +213,7 @@ mod tests {
             for double_quant in [false, true] {
                 let q = Nf4Tensor::quantize(&w, 64, double_quant).unwrap();
                 for simd in [Simd::Plain, Simd::Avx2, Simd::Avx512] {
-                    if simd > super::simd::best() {
+                    if simd > crate::quant::simd::best() {
                         continue;
                     }
                     let (packed, _) = quantize(simd, &w, 64);
@@ -257,7 +222,7 @@ mod tests {
                         let out = Tensor::empty([n as i64], (kind, Device::Cpu));
                         dequantize(simd, &q, &out);
                         let whole = q.absmax();
-                        let expected = super::super::nf4::decode(
+                        let expected = crate::quant::nf4::decode(
                             &q.packed, &whole, 64, n as i64,
                         );
                         assert_eq!(out, expected.to_kind(kind), "{simd:?} {kind:?}");

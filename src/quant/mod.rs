@@ -47,11 +47,12 @@ pub enum Absmax {
 }
 
 impl Nf4Tensor {
-    /// Quantizes a matrix; see [`nf4::encode`] and [`double::encode`] for the formulas.
+    /// Quantizes a matrix; see [`nf4::encode`] and [`double::encode`] for the
+    /// formulas.
     ///
-    /// `w`: `[out, in]`, any float kind, any device, at least one element. `blocksize`:
-    /// one of [`BLOCKSIZES`]. Errors for any other, and for weights that are not a
-    /// matrix, not floats, or not finite in f32.
+    /// `w`: `[out, in]`, any float kind, any device, at least one element.
+    /// `blocksize`: one of [`BLOCKSIZES`]. Errors for any other, and for weights
+    /// that are not a matrix, not floats, or not finite in f32.
     pub fn quantize(
         w: &Tensor,
         blocksize: usize,
@@ -86,7 +87,7 @@ impl Nf4Tensor {
             return Err(Error::setting("weight", non_finite(&w)));
         }
         let absmax = match double_quant {
-            true => double::encode(&absmax),
+            true => double::encode(&absmax)?,
             false => Absmax::Plain(absmax),
         };
         Ok(Self { packed, absmax, shape, blocksize })

@@ -48,15 +48,17 @@ pub const THRESHOLDS: [f32; 15] = [
 ];
 
 /// Quantizes `w`, flattened, in blocks of `blocksize` consecutive elements:
-/// `absmax = max |w|` over the block and `code = #{t in THRESHOLDS : w (1 / absmax) > t}`.
+/// `absmax = max |w|` over the block and
+/// `code = #{t in THRESHOLDS : w (1 / absmax) > t}`.
 ///
 /// `w`: any shape, n elements, a float kind. Returns the codes two to a byte, the
-/// first in the high half, u8 `[(n + 1) / 2, 1]`, and absmax, f32 `[ceil(n / blocksize)]`.
+/// first in the high half, u8 `[(n + 1) / 2, 1]`, and absmax, f32
+/// `[ceil(n / blocksize)]`.
 ///
 /// This is the rule of bitsandbytes' CUDA kernel (`csrc/kernels.cu`,
-/// `kQuantizeBlockwise`): a product with the reciprocal, not a quotient; a value on a
-/// border takes the lower level; in a block of zeros `0 * inf` is NaN, which exceeds
-/// no border, hence code 0, which stands for `-1 * 0`.
+/// `kQuantizeBlockwise`): a product with the reciprocal, not a quotient; a value on
+/// a border takes the lower level; in a block of zeros `0 * inf` is NaN, which
+/// exceeds no border, hence code 0, which stands for `-1 * 0`.
 pub fn encode(w: &Tensor, blocksize: usize) -> (Tensor, Tensor) {
     let n = w.numel() as i64;
     let blocks = in_blocks(&w.to_kind(Kind::Float).flatten(0, -1), blocksize);

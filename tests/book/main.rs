@@ -1,12 +1,23 @@
 //! One test binary, a module per chapter and per part of the library.
+mod autograd;
 mod ch05_adam;
+mod checkpoint;
+mod common;
 mod data;
 mod golden;
+mod layout;
+mod lora;
+mod memory;
+mod models;
+mod nn;
+mod optim;
 mod parity_llama;
 mod parity_lora;
 mod parity_nf4;
 mod parity_optim;
 mod parity_train;
+mod quant;
+mod schedule;
 mod train;
 
 #[path = "../exercises/mod.rs"]

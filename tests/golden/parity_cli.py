@@ -6,7 +6,8 @@ Each seed draws a Llama shape, LoRA settings, a schedule and rows; transformers 
 the checkpoint; both sides train 10 steps from the same adapter. Bounds: 4-bit losses
 1e-3 and gradient norms 1 % (bitsandbytes' CPU codes of absmax deviate), 1e-5 and 1e-4
 against PEFT on the CUDA rule's weights; the same unquantized; the final adapters'
-logits; and our adapter must load in PEFT with no key missing or unexpected.
+logits; our adapter must load in PEFT with no key missing or unexpected, and
+`downhill generate` must then write transformers' greedy text.
 """
 import argparse
 import os
@@ -89,14 +90,17 @@ def rows_of(job, seed):
 
 
 def tokenizer(folder, size):
-    """Words t0 .. tN, one id each."""
-    vocab = {f"t{i}": i for i in range(size)}
-    tok = Tokenizer(models.WordLevel(vocab, unk_token="t0"))
+    """Words t3 .. tN, one id each, after three special tokens."""
+    special = ["<pad>", "<begin>", "<end>"]
+    vocab = {f"t{i}" if i > 2 else special[i]: i for i in range(size)}
+    tok = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok.add_special_tokens(special)
     tok.save(str(folder / "tokenizer.json"))
-    cfg = {"bos_token": "t1", "eos_token": "t2", "pad_token": "t0"}
+    cfg = {"bos_token": "<begin>", "eos_token": "<end>", "pad_token": "<pad>"}
     cfg |= {"add_bos_token": True, "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(cfg))
+    return tok
 
 
 def peers(folder, job, four_bit, exact):
@@ -136,6 +140,35 @@ def ours(binary, folder, job, four_bit):
         raise SystemExit(f"{' '.join(line)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
     state = json.loads((out / "trainer_state.json").read_text())
     return [x for x in state["log_history"] if "loss" in x]
+
+
+@torch.no_grad()
+def same_text(binary, folder, job, seed):
+    """Greedy text of both sides, with our adapter: None if equal, else both."""
+    tok = tokenizer(folder / "model", job["shape"]["vocab_size"])
+    rng = random.Random(2000 + seed)
+    prompt = [rng.randrange(3, job["shape"]["vocab_size"]) for _ in range(5)]
+    adapter = folder / "ours_dense"
+    line = [binary, "generate", "--model", folder / "model", "--adapter", adapter,
+            "--prompt", tok.decode(prompt), "--max-new-tokens", 64,
+            "--load-in-4bit", "false", "--compute-dtype", "f32", "--device", "cpu"]
+    done = subprocess.run([str(x) for x in line], capture_output=True, text=True)
+    model = peft.PeftModel.from_pretrained(base_model(folder / "model", False), adapter)
+    ids = torch.tensor([[1, *prompt]])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+        max_new_tokens=64, eos_token_id=2, pad_token_id=0, output_scores=True,
+        return_dict_in_generate=True,
+    )
+    top = [s[0].topk(2).values for s in out.scores]
+    lead = min(((t[0] - t[1]) / t.abs().max()).item() for t in top)
+    new = out.sequences[0, ids.shape[1]:].tolist()
+    text = tok.decode(new, skip_special_tokens=True)
+    if lead < 1e-4:
+        return None, f"a near tie ({lead:.0e})"
+    if done.returncode or done.stdout.strip() != text.strip():
+        return f"{done.stderr[-500:]}\n{done.stdout}\n{text}", "text differs"
+    return None, f"{len(new)} tokens equal"
 
 
 def gaps(mine, theirs):
@@ -185,6 +218,9 @@ def one(seed, binary, keep):
         check(folder / "ours_nf4", folder / "model")
     except AssertionError as e:
         faults.append(f"adapter: {e}")
+    fault, said = same_text(binary, folder, job, seed)
+    worst.append(said)
+    faults += [fault] if fault else []
     print(f"seed {seed}: " + "; ".join(worst), flush=True)
     if faults:
         print("  FAILED", job, *faults, f"  files: {folder}", sep="\n  ", flush=True)
@@ -201,7 +237,7 @@ def main():
     args = p.parse_args()
     first, _, last = args.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     passed = [one(seed, pathlib.Path(args.binary), args.keep) for seed in seeds]
     print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed")
     sys.exit(not all(passed))

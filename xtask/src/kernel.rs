@@ -139,6 +139,11 @@ fn template(python: &Path) -> Result<()> {
             .env("EVCXR_TMPDIR", &build),
     )
     .context("the kernel does not start or cannot build downhill")?;
+    for part in ["debug", "x86_64-unknown-linux-gnu/debug"] {
+        // Of use only to the kernel that has just ended.
+        std::fs::remove_dir_all(build.join("target").join(part).join("incremental"))
+            .ok();
+    }
     std::fs::rename(&build, &template)?;
     sh::write(&stamp, &wanted)
 }

@@ -3,6 +3,7 @@
 use crate::{setup, sh};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::Path;
 use std::process::Stdio;
 
 /// `cargo xtask run [SLUG [ARGS]]`; `5`, `ch05` and `ch05_adam` name the same program.
@@ -19,12 +20,16 @@ pub fn run(args: &[String]) -> Result<()> {
     sh::become_program(&mut sh::cargo(cargo))
 }
 
-/// The programs under `examples/`, by name.
+/// The programs under `examples/`, by name: `NAME.rs` or `NAME/main.rs`.
 fn programs() -> Vec<String> {
-    let files = sh::files(&sh::root().join("examples"), ".rs");
-    let direct =
-        files.iter().filter(|f| f.parent().is_some_and(|p| p.ends_with("examples")));
-    direct.filter_map(|f| Some(f.file_stem()?.to_str()?.to_string())).collect()
+    let folder = sh::root().join("examples");
+    let name = |path: &Path| {
+        let path = path.strip_prefix(&folder).ok()?.with_extension("");
+        let path = path.to_str()?;
+        let name = path.strip_suffix("/main").unwrap_or(path);
+        (!name.contains('/')).then(|| name.to_string())
+    };
+    sh::files(&folder, ".rs").iter().filter_map(|p| name(p)).collect()
 }
 
 fn find<'a>(programs: &'a [String], name: &str) -> Result<&'a str> {

@@ -1,0 +1,115 @@
+//! No dequantized weight outlives its use. Measured as the peak of resident memory of
+//! a process of its own, which runs this very test with an environment variable set.
+#![cfg(target_os = "linux")]
+use crate::common::wave;
+use downhill::nn::{Adapter, Linear, Mode, Weight};
+use downhill::quant::Nf4Tensor;
+use std::process::Command;
+use tch::{Device, Kind, Tensor};
+
+const LAYERS: usize = 24;
+const WIDTH: i64 = 1024;
+/// One dequantized weight, f32.
+const WEIGHT: usize = (WIDTH * WIDTH * 4) as usize;
+const MODE: &str = "DOWNHILL_TEST_MEMORY";
+
+/// A line of `/proc/self/status`, in bytes.
+fn status(key: &str) -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find(|l| l.starts_with(key)).expect(key);
+    let kib: usize = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+/// One 4-bit layer with an adapter, made from weights that are freed again.
+fn layer(place: u32) -> Linear {
+    let w = wave(&[WIDTH, WIDTH], Kind::Float) * 0.05;
+    let q = Nf4Tensor::quantize(&w, 64, true).unwrap();
+    let like = (Kind::Float, Device::Cpu);
+    let a = wave(&[8, WIDTH], Kind::Float).set_requires_grad(true);
+    let b = Tensor::zeros([WIDTH, 8], like).set_requires_grad(true);
+    let lora = Some(Adapter { a, b, scale: 2., dropout: 0.1, place });
+    Linear { weight: Weight::Nf4(q), bias: None, lora }
+}
+
+/// Forward and backward through the stack. `recorded` is the mistake: the dequantized
+/// weight as a plain operand, which libtorch saves for backward.
+fn pass(stack: &[Linear], recorded: bool) {
+    let mut x = wave(&[4, WIDTH], Kind::Float).set_requires_grad(true);
+    let leaf = x.shallow_clone();
+    for linear in stack {
+        let mode = Mode::Train { seed: 1, step: 1 };
+        let y = match (&linear.weight, recorded) {
+            (Weight::Nf4(q), true) => {
+                let w = q.dequantize(Kind::Float);
+                x.f_linear(&w, None::<&Tensor>).unwrap()
+            }
+            _ => linear.forward(&x, mode).unwrap(),
+        };
+        x = x + y.tanh();
+    }
+    x.sum(Kind::Float).backward();
+    assert!(leaf.grad().defined());
+}
+
+/// In the process of its own: prints the growth and the size of the quantized model.
+fn measure(recorded: bool) {
+    tch::set_num_threads(1); // fewer arenas of malloc
+    let warm = [layer(0)];
+    pass(&warm, recorded);
+    drop(warm);
+    let before = status("VmRSS");
+    let stack: Vec<_> = (0..LAYERS as u32).map(layer).collect();
+    let model: usize = stack
+        .iter()
+        .map(|l| {
+            let lora = l.lora.as_ref().unwrap();
+            // The adapters and their gradients.
+            l.weight.bytes() + 2 * 4 * (lora.a.numel() + lora.b.numel())
+        })
+        .sum();
+    // "5" makes the peak start again from what is resident now: to make the weights
+    // took more.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    pass(&stack, recorded);
+    println!("\ngrowth {} model {model}", status("VmHWM").saturating_sub(before));
+}
+
+/// (growth of the peak, bytes of the model) of a run in a process of its own.
+fn child(mode: &str) -> (usize, usize) {
+    let name = "memory::no_dequantized_weight_outlives_its_use";
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(MODE, mode)
+        // Freed blocks of any size go back to the system at once.
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .env("MALLOC_TRIM_THRESHOLD_", "65536")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let line = text.lines().find(|l| l.starts_with("growth")).expect("a line");
+    let number = |i| line.split(' ').nth(i).unwrap().parse().unwrap();
+    (number(1), number(3))
+}
+
+#[test]
+fn no_dequantized_weight_outlives_its_use() {
+    if let Ok(mode) = std::env::var(MODE) {
+        return measure(mode == "recorded");
+    }
+    let bound = |model: usize| model + 4 * WEIGHT;
+    let (growth, model) = child("ours");
+    let mib = |n: usize| n as f64 / f64::from(1 << 20);
+    println!("peak {:.1} MiB, model {:.1} MiB", mib(growth), mib(model));
+    assert!(
+        growth <= bound(model),
+        "peak {:.1} MiB for a quantized model of {:.1} MiB",
+        mib(growth),
+        mib(model)
+    );
+    // The check can fail: recorded as a plain operation, every weight stays.
+    let (growth, model) = child("recorded");
+    println!("recorded: peak {:.1} MiB", mib(growth));
+    assert!(growth > bound(model) && growth > LAYERS * WEIGHT * 9 / 10);
+}
