@@ -18,6 +18,6 @@ LD_LIBRARY_PATH=$LIBTORCH/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export EVCXR_TMPDIR LIBTORCH LD_LIBRARY_PATH
 "${EVCXR_JUPYTER:-evcxr_jupyter}" --control_file "$1" &
 kernel=$!
-trap 'kill "$kernel"; exit 143' TERM HUP
+trap 'kill "$kernel" 2>/dev/null; exit 143' TERM HUP
 trap '' INT
 wait "$kernel"

@@ -134,8 +134,10 @@ impl Chart {
     }
 
     fn add(mut self, name: &str, mark: Mark, points: Vec<(f64, f64)>) -> Self {
-        let colour = self.colour;
-        self.colour += (mark != Mark::Band) as usize; // a band goes with its line
+        // A band goes with the line after it, nameless dots with the one before.
+        let after = mark == Mark::Points && name.is_empty();
+        let colour = self.colour.saturating_sub(after as usize);
+        self.colour += (mark != Mark::Band && !after) as usize;
         let name = name.into();
         self.series.push(Series { name, mark, colour, points });
         self
@@ -151,7 +153,7 @@ impl Chart {
         self.add(name, Mark::Dashed, points)
     }
 
-    /// Dots.
+    /// Dots; without a name, in the colour of the line before.
     pub fn points(self, name: &str, points: Vec<(f64, f64)>) -> Self {
         self.add(name, Mark::Points, points)
     }

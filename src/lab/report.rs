@@ -28,14 +28,14 @@ impl Report {
         Ok(Self { slug: slug.into(), out, numbers, tolerance })
     }
 
-    /// A number, kept to four significant digits. One that is not finite is kept as a
+    /// A number; a fraction is kept to four significant digits. One that is not finite is kept as a
     /// word, since JSON has no such numbers.
     pub fn number(&mut self, key: &str, value: f64) {
-        let rounded: f64 = format!("{value:.3e}").parse().unwrap_or(value);
-        let value = match rounded {
+        let rounded = || format!("{value:.3e}").parse().unwrap_or(value);
+        let value = match value {
             x if !x.is_finite() => json!(x.to_string()),
             x if x.fract() == 0. && x.abs() < 1e15 => json!(x as i64),
-            x => json!(x),
+            _ => json!(rounded()),
         };
         insert(&mut self.numbers, key, value);
     }

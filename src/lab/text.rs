@@ -56,6 +56,14 @@ impl Text {
         self.vocabulary
     }
 
+    /// Loss of guessing by the frequency of each character alone: `−Σ p ln p`, nats.
+    pub fn entropy(&self) -> f64 {
+        let ids = Tensor::from_slice(&self.ids);
+        let count = ids.bincount(None::<Tensor>, 0).to_kind(Kind::Double);
+        let p = &count / self.ids.len() as f64;
+        -(&p * p.log()).sum(Kind::Double).double_value(&[])
+    }
+
     /// Characters [B, T] and those that follow them [B·T], from places that depend on
     /// `seed` and `step` alone.
     pub fn batch(&self, seed: u64, step: i64, held_out: bool) -> (Tensor, Tensor) {

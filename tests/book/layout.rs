@@ -27,6 +27,8 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("generate", &["models", "nn", "data", "lora"]),
+    // The chapters' comparisons: beside `train`, and nothing stands on it.
+    ("lab", &["models", "nn", "optim", "schedule", "plot", "checkpoint"]),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint"]),
     ("nn", &["quant", "autograd"]),

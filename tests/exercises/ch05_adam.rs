@@ -137,7 +137,7 @@ fn warm_solved(beta: f64, tolerance: f64) -> i32 {
 
 fn check4(answer: fn(f64, f64) -> i32) {
     for (beta, tolerance) in [(0.9, 0.01), (0.999, 0.01), (0.99, 0.3), (0.5, 0.2)] {
-        let by_trial = (1..).find(|t| beta.powi(*t) <= tolerance);
+        let by_trial = (1..).find(|t| f64::powi(beta, *t) <= tolerance);
         assert_eq!(Some(answer(beta, tolerance)), by_trial, "{beta}, {tolerance}");
     }
 }
@@ -215,7 +215,8 @@ impl Rule<2> for AdaMaxSolved {
         h: Hyper,
     ) {
         *m = 0.9 * &*m + 0.1 * g;
-        *u = (0.999 * &*u).maximum(&g.abs());
+        let forgotten: Tensor = 0.999 * &*u;
+        *u = forgotten.maximum(&g.abs());
         *theta -= h.lr / (1. - 0.9f64.powi(h.t)) * &*m / &*u;
     }
 }
