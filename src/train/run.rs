@@ -131,18 +131,6 @@ impl Run {
         let Base { mut model, tokenizer, train, eval } = base;
         let out = &settings.output_dir;
         let from = checkpoint_to_resume(&settings, say)?;
-        if from.is_none()
-            && let Some(kept) = set_aside(out)?
-        {
-            say(&format!(
-                "{} held an earlier run; it is now {}",
-                out.display(),
-                kept.display()
-            ));
-        }
-        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-        atomic::sweep(out);
-
         let device = model.device();
         let linears = model.linears_mut();
         let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref())
@@ -160,6 +148,19 @@ impl Run {
                 adapter.dropout = lora.dropout;
             }
         }
+        // Not before the adapters are there: they may come from that folder, and a
+        // run that cannot begin should move nothing.
+        if from.is_none()
+            && let Some(kept) = set_aside(out)?
+        {
+            say(&format!(
+                "{} held an earlier run; it is now {}",
+                out.display(),
+                kept.display()
+            ));
+        }
+        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        atomic::sweep(out);
         let trained: usize = adapters.iter().map(|(_, t)| t.numel()).sum();
         say(&format!(
             "LoRA r = {}, alpha = {}: {} adapters, {trained} trained parameters",

@@ -7,6 +7,7 @@ mod data;
 mod golden;
 mod layout;
 mod lora;
+mod malformed;
 mod memory;
 mod models;
 mod nn;
