@@ -103,11 +103,10 @@ fn main() -> anyhow::Result<()> {
         "condition number",
         "steps",
     );
-    let limit = if quick { 300 } else { 1000 };
+    let limit = if quick { 300 } else { 500 };
     println!("steps on a valley of condition number 1, 10, 100, 1000, 10000");
-    let turned = [("Adam, turned", ADAM)];
     let mut adam: Vec<usize> = vec![];
-    for (name, make) in METHODS.into_iter().chain(turned) {
+    for (name, make) in METHODS.into_iter().chain([("Adam, turned", ADAM)]) {
         let degrees = if name == "Adam, turned" { 30. } else { 0. };
         let key = name.to_lowercase().replace(", ", "_");
         let mut line = vec![];
@@ -242,7 +241,7 @@ fn main() -> anyhow::Result<()> {
     // NOTEBOOK: figure
 
     // CELL: Against SGD on a Transformer
-    let (steps, rates) = (if quick { 60 } else { 120 }, grid(1e-3, 10f64.sqrt(), 6));
+    let (steps, rates) = (if quick { 60 } else { 100 }, grid(1e-3, 10f64.sqrt(), 6));
     // Rate by rate, the methods in turn: if the machine slows down, it slows all.
     let jobs: Vec<(Make, f64)> =
         rates.iter().flat_map(|lr| METHODS.map(|(_, make)| (make, *lr))).collect();
