@@ -26,7 +26,10 @@ fn finetune_flags() {
         (&["--logging-steps=0"], &["--logging-steps"]),
         (&["--save-steps=0"], &["--save-steps"]),
         (&["--save-strategy=sometimes"], &["--save-strategy", "sometimes", "epoch"]),
-        (&["--lr-scheduler-type=bogus"], &["--lr-scheduler-type", "bogus", "cosine"]),
+        (
+            &["--lr-scheduler-type=bogus"],
+            &["--lr-scheduler-type", "bogus", "cosine"],
+        ),
         (&["--optim=lion"], &["--optim", "lion", "adamw"]),
         (&["--warmup-ratio=1.5"], &["--warmup-ratio"]),
         (&["--lora-r=0"], &["--lora-r", "0"]),
