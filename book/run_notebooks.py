@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import queue
+import re
 import sys
 import time
 
@@ -53,7 +54,7 @@ def execute(client, code):
             idle = content["execution_state"] == "idle"
         elif kind == "error":
             lines = content.get("traceback") or [content.get("evalue", "")]
-            wrong.append("\n".join(lines))
+            wrong.append(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)))
         elif kind == "stream" and content["name"] == "stderr":
             if content["text"].strip():
                 wrong.append(content["text"].rstrip("\n"))

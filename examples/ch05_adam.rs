@@ -236,7 +236,7 @@ fn main() -> Result<()> {
             path.iter().enumerate().map(|(t, x)| (t as f64, x[0].clamp(-1., 1.)));
         chart = chart.line(name, line.collect());
     }
-    let figure = chart.log_x().draw()?;
+    let figure = chart.log_x().y_range(-1.1, 1.7).draw()?; // room for the legend
     report.figure("reddi", &figure)?;
     // NOTEBOOK: figure
 

@@ -271,6 +271,9 @@ type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 /// Short numbers for axes: 0.001, 250, 1e-6; powers of ten on a log axis.
 fn number(v: f64, log: bool) -> String {
     let size = v.abs();
+    if !log && size < 1e-12 {
+        return "0".into(); // what adding up ticks leaves of it
+    }
     if v == 0. || (0.001..10_000.).contains(&size) {
         let text = format!("{v:.4}");
         return text.trim_end_matches('0').trim_end_matches('.').into();

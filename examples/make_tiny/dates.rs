@@ -32,9 +32,7 @@ pub struct Event {
 
 /// One of the [`FORMS`] in which letters, deeds and newspapers spell a date out.
 pub fn in_words(form: usize, [year, month, day]: [usize; 3]) -> String {
-    const MONTHS: &str = "January February March April May June July August \
-                          September October November December";
-    let month = MONTHS.split_whitespace().nth(month - 1).unwrap_or("?");
+    let month = month_name(month);
     let day = ordinal(day);
     let (long, short) = (year_in_words(year, true), year_in_words(year, false));
     match form {
@@ -46,6 +44,22 @@ pub fn in_words(form: usize, [year, month, day]: [usize; 3]) -> String {
         5 => format!("the {day} day of {month} in the year {long}"),
         _ => format!("{month} the {day} of the year {short}"),
     }
+}
+
+/// The order of the register's fair copy, which no row of the task has.
+pub fn year_first([year, month, day]: [usize; 3]) -> String {
+    format!(
+        "{}, {} the {}",
+        year_in_words(year, true),
+        month_name(month),
+        ordinal(day)
+    )
+}
+
+fn month_name(month: usize) -> &'static str {
+    const MONTHS: &str = "January February March April May June July August \
+                          September October November December";
+    MONTHS.split_whitespace().nth(month - 1).unwrap_or("?")
 }
 
 /// Numbers below one hundred.

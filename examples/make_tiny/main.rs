@@ -24,10 +24,10 @@ pub struct Args {
     #[arg(long, default_value = "examples/data")]
     out: PathBuf,
     /// Optimizer steps of the pretraining; 0 writes no weights.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 1300)]
     steps: i64,
     /// Highest learning rate of the pretraining.
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 2.5e-3)]
     learning_rate: f64,
     /// Seed of the weights, of the order of the text, and of the rows.
     #[arg(long, default_value_t = 1)]
@@ -68,7 +68,7 @@ pub fn make(args: &Args) -> Result<()> {
         for start in [
             "Elizabeth was",
             "Alice looked at",
-            "On the fifth of May, eighteen hundred: Mary Hill of Bath.",
+            "On the fifth of May, eighteen hundred: Mary Hill of Bath.\nFair copy:",
         ] {
             let text = pretrain::continued(&model, &tokenizer, start, args.seed)?;
             println!("\n{text}");

@@ -10,7 +10,7 @@ use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::{Mode, Rope, RopeScaling};
 use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, clip_grad_norm};
 use downhill::schedule::{Schedule, cosine};
-use downhill::tch::{Kind, Tensor, no_grad};
+use downhill::tch::{Kind, Reduction, Tensor, no_grad};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -24,9 +24,8 @@ pub struct Recipe {
     pub seed: u64,
 }
 
-/// Tokens of a row that are predicted, and rows of a batch.
-const WINDOW: usize = 128;
-const BATCH: usize = 8;
+/// Tokens of a page.
+const PAGE: usize = 128;
 
 /// The shape of the checkpoint: a deepseek-llm in small.
 fn config() -> DecoderConfig {
@@ -47,42 +46,69 @@ fn config() -> DecoderConfig {
     }
 }
 
-/// The rows that the model reads: BOS and WINDOW tokens each.
+/// Token ids, and from which of them on they are to be predicted.
+struct Row {
+    ids: Vec<i64>,
+    from: usize,
+}
+
+/// Gives the model its reading.
 struct Reader<'a> {
     tokenizer: &'a Tokenizer,
-    pages: Vec<i64>, // the books, end to end
-    bos: i64,
-    eos: i64,
+    books: Vec<i64>, // end to end
+    special: [i64; 3],
     rng: Rng,
 }
 
 impl Reader<'_> {
-    /// Of three rows, two are a page of a book and one is entries of the register.
-    fn row(&mut self) -> Result<Vec<i64>> {
-        if self.rng.below(3) > 0 {
-            let at = self.rng.below(self.pages.len() - WINDOW);
-            return Ok([&[self.bos], &self.pages[at..at + WINDOW]].concat());
-        }
-        let mut ids = Vec::new();
-        while ids.len() <= WINDOW {
-            ids.push(self.bos);
-            let entry = register_entry(&mut self.rng);
-            ids.append(&mut encode(self.tokenizer, &entry)?);
-            ids.push(self.eos);
-        }
-        ids.truncate(WINDOW + 1);
-        Ok(ids)
+    /// Pages of the books, each after a BOS.
+    fn pages(&mut self) -> Vec<Row> {
+        let mut page = || {
+            let at = self.rng.below(self.books.len() - PAGE);
+            let ids = [&self.special[..1], &self.books[at..at + PAGE]].concat();
+            Row { ids, from: 1 }
+        };
+        (0..8).map(|_| page()).collect()
+    }
+
+    /// Entries of the register, of which the fair copy is to be predicted.
+    fn entries(&mut self) -> Result<Vec<Row>> {
+        let [bos, eos, _] = self.special;
+        let mut row = || {
+            let (entry, copy) = register_entry(&mut self.rng);
+            let entry = encode(self.tokenizer, &entry)?;
+            let copy = encode(self.tokenizer, &copy)?;
+            let from = 1 + entry.len();
+            Ok(Row { ids: [&[bos][..], &entry, &copy, &[eos]].concat(), from })
+        };
+        (0..16).map(|_| row()).collect()
     }
 }
 
-/// Mean cross-entropy of each next token, in nats. Rows of equal length.
-fn loss(model: &Decoder, rows: &[Vec<i64>]) -> Result<Tensor> {
-    let ids = Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]);
-    let (_, t) = ids.size2()?;
-    let hidden = model.hidden(&ids.narrow(1, 0, t - 1), Mode::Eval, None)?;
+/// Mean cross-entropy of the tokens to be predicted, in nats.
+fn loss(model: &Decoder, rows: &[Row], pad: i64) -> Result<Tensor> {
+    let t = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+    let (mut ids, mut targets) = (Vec::<i64>::new(), Vec::<i64>::new());
+    for row in rows {
+        let fill = t - row.ids.len();
+        ids.extend(row.ids.iter().chain(std::iter::repeat_n(&pad, fill)));
+        targets.extend(std::iter::repeat_n(&IGNORED, row.from));
+        targets.extend(row.ids[row.from..].iter());
+        targets.extend(std::iter::repeat_n(&IGNORED, fill));
+    }
+    let shape = [rows.len() as i64, t as i64];
+    let before = shape[1] - 1;
+    let ids = Tensor::from_slice(&ids).view(shape).narrow(1, 0, before);
+    let targets = Tensor::from_slice(&targets).view(shape).narrow(1, 1, before);
+    let hidden = model.hidden(&ids, Mode::Eval, None)?;
     let logits = model.logits(&hidden)?.flatten(0, 1);
-    Ok(logits.cross_entropy_for_logits(&ids.narrow(1, 1, t - 1).reshape([-1])))
+    let targets = targets.reshape([-1]);
+    let none: Option<Tensor> = None;
+    Ok(logits.cross_entropy_loss(&targets, none, Reduction::Mean, IGNORED, 0.))
 }
+
+/// The target that is not to be predicted.
+const IGNORED: i64 = -100;
 
 /// Trains a new model. Prints the loss on the last pages of each book, which it has
 /// not read.
@@ -91,15 +117,16 @@ pub fn run(
     books: &[Vec<String>],
     recipe: &Recipe,
 ) -> Result<Decoder> {
-    let (bos, eos) = (id(tokenizer, BOS)?, id(tokenizer, EOS)?);
-    let mut pages = Vec::new();
+    let special = [id(tokenizer, BOS)?, id(tokenizer, EOS)?, id(tokenizer, PAD)?];
+    let mut read = Vec::new();
     let mut unread = Vec::new();
     for book in books {
         let mut ids = encode(tokenizer, &book.join("\n"))?;
-        let last = ids.split_off(ids.len() - 16 * WINDOW);
-        let rows = last.chunks(WINDOW).map(|page| [&[bos], page].concat());
-        unread.push((&book[0], rows.collect::<Vec<_>>()));
-        pages.append(&mut ids);
+        let last = ids.split_off(ids.len() - 16 * PAGE);
+        let page =
+            |page: &[i64]| Row { ids: [&special[..1], page].concat(), from: 1 };
+        unread.push((&book[0], last.chunks(PAGE).map(page).collect::<Vec<_>>()));
+        read.append(&mut ids);
     }
     let model = Decoder::random(config(), recipe.seed)?;
     let mut named = model.named_parameters();
@@ -110,34 +137,39 @@ pub fn run(
         let _ = no_grad(|| t.g_mul_scalar_(widen));
     }
     let count: usize = named.iter().map(|(_, t)| t.numel()).sum();
-    println!("{count} parameters; {} tokens of books", pages.len());
+    println!("{count} parameters; {} tokens of books", read.len());
     let decay = |_: &str, t: &Tensor| if t.dim() > 1 { 0.1 } else { 0. };
     let rule = AdamW(Adam { beta2: 0.95, ..Adam::default() });
     let mut optimizer = Driver::new(rule, Param::with_decay(named, decay));
     let schedule = cosine(recipe.learning_rate, recipe.steps / 20, recipe.steps);
 
-    let mut reader = Reader { tokenizer, pages, bos, eos, rng: Rng(recipe.seed) };
+    let mut reader =
+        Reader { tokenizer, books: read, special, rng: Rng(recipe.seed) };
     let style =
         ProgressStyle::with_template("{bar:30} {pos}/{len}{msg}, {eta} left")?;
     let bar = ProgressBar::new(recipe.steps as u64).with_style(style);
-    let mut mean = 0.;
+    let mut mean = [f64::NAN; 2]; // of the losses on pages and on entries
     for step in 0..recipe.steps {
-        let rows = (0..BATCH).map(|_| reader.row()).collect::<Result<Vec<_>>>()?;
-        let loss = loss(&model, &rows)?;
+        // Looking back is learned soonest alone; afterwards one step in three keeps it.
+        let register = step < recipe.steps / 4 || step % 3 == 0;
+        let rows = if register { reader.entries()? } else { reader.pages() };
+        let loss = loss(&model, &rows, special[2])?;
         loss.backward();
         clip_grad_norm(optimizer.params(), 1.0);
         optimizer.step(schedule.lr(step));
         optimizer.zero_grad();
-        mean += (loss.double_value(&[]) - mean) / (step + 1).min(50) as f64;
-        bar.set_message(format!(" loss {mean:.3}"));
+        let (part, loss) = (&mut mean[register as usize], loss.double_value(&[]));
+        *part = if part.is_nan() { loss } else { 0.96 * *part + 0.04 * loss };
+        let text = format!(" loss: books {:.3}, register {:.3}", mean[0], mean[1]);
         bar.inc(1);
         if bar.is_hidden() && (step + 1) % 50 == 0 {
-            println!("step {}: loss {mean:.3}", step + 1);
+            println!("step {}:{text}", step + 1);
         }
+        bar.set_message(text);
     }
     bar.finish();
     for (book, rows) in &unread {
-        let nats = no_grad(|| loss(&model, rows))?.double_value(&[]);
+        let nats = no_grad(|| loss(&model, rows, special[2]))?.double_value(&[]);
         println!("unread pages of {book}: {nats:.3} nats a token");
     }
     Ok(model)

@@ -1,5 +1,5 @@
 //! What the tiny model reads: books, and an invented register that teaches copying.
-use super::dates::{FORMS, in_words};
+use super::dates::{FORMS, in_words, year_first};
 use super::rng::Rng;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -18,10 +18,9 @@ pub fn books(folder: &Path) -> Result<Vec<Vec<String>>> {
         .collect()
 }
 
-/// An entry of an invented parish register, and its fair copy, which has the same
-/// facts in a fixed order: nothing but looking back predicts it. All dates are in
-/// words; the model never reads one in digits.
-pub fn register_entry(rng: &mut Rng) -> String {
+/// An entry of an invented parish register, and its fair copy: the same facts in a
+/// fixed order, which nothing but looking back predicts. Dates are in words.
+pub fn register_entry(rng: &mut Rng) -> (String, String) {
     let first = rng.word(
         "John Thomas William James George Henry Edward Robert Charles Mary Anne Jane \
          Elizabeth Catherine Frances Charlotte Harriet Lucy Sarah Sophia",
@@ -35,12 +34,13 @@ pub fn register_entry(rng: &mut Rng) -> String {
          Durham Surrey Essex Leeds",
     );
     let date = [1100 + rng.below(900), 1 + rng.below(12), 1 + rng.below(31)];
-    let (told, copied) = (in_words(rng.below(FORMS), date), in_words(0, date));
+    let told = in_words(rng.below(FORMS), date);
     let entry = match rng.below(4) {
         0 => format!("{first} {last} of {place}, {told}."),
         1 => format!("On {told}: {first} {last} of {place}."),
         2 => format!("{first} {last} was married at {place} on {told}."),
         _ => format!("{place}. {first} {last} was baptised ({told})."),
     };
-    format!("{entry}\nFair copy: {copied}; {first} {last}; {place}.")
+    let copy = format!(" {}; {first} {last}; {place}.", year_first(date));
+    (entry + "\nFair copy:", copy)
 }

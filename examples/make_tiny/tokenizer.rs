@@ -48,7 +48,10 @@ pub fn train(books: &[Vec<String>], rows: &[Value], seed: u64) -> Result<Tokeniz
         .build()
         .into();
     let mut rng = Rng(seed);
-    let register: Vec<String> = (0..300).map(|_| register_entry(&mut rng)).collect();
+    let register: Vec<String> = (0..300)
+        .map(|_| register_entry(&mut rng))
+        .map(|(entry, copy)| entry + &copy)
+        .collect();
     let prompts = rows.iter().filter_map(|row| row["prompt"].as_str());
     let text = books.iter().flatten().chain(&register).map(String::as_str);
     tokenizer.train(&mut trainer, text.chain(prompts)).map_err(plain)?;

@@ -17,7 +17,6 @@ use tch::Tensor;
 /// in a table and sent to another thread.
 pub type Make = fn(Vec<Param>) -> Box<dyn Optimizer>;
 
-// ANCHOR: descend
 /// Follows `loss(theta, t)` down from `start`, the steps `t` counted from 0. Returns
 /// the position before the first step and after each.
 pub fn descend(
@@ -40,7 +39,6 @@ pub fn descend(
     }
     path
 }
-// ANCHOR_END: descend
 
 /// The quadratic valley `½ θᵀ A θ` in the plane: curvature 1 along its floor and
 /// `steep` across, the floor turned by `degrees` against the axes.

@@ -131,12 +131,12 @@ pub struct Run {
     pub state_bytes: usize,
 }
 
-// ANCHOR: train
 /// Trains [`Text::model`] with a constant learning rate. The seed decides the start
 /// and the batches.
 ///
 /// # Errors
 /// What libtorch refuses.
+// ANCHOR: train
 pub fn train(
     text: &Text,
     make: Make,

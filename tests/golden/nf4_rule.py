@@ -4,6 +4,8 @@ A port of `dQuantizeNF4`, `dQuantize`, `kQuantizeBlockwise` (csrc/kernels.cu) an
 `create_dynamic_map` (functional.py), bitsandbytes 0.50.2: float32 throughout, every
 operation rounded by itself.
 """
+from fractions import Fraction
+
 import numpy as np
 import torch
 
@@ -14,13 +16,23 @@ LEVELS = np.array([
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
     0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0], F)
-# As the compiled kernels hold them (found by their bytes in libbitsandbytes_cuda118
-# to _cuda128.so). The source writes them in decimals half-way between two floats,
-# which C rounds from the decimals and Python from a double: four of them differ.
-THRESHOLDS = np.array([
-    -0.84809643, -0.6106329, -0.45999527, -0.33967942, -0.2346074, -0.13791174,
-    -0.045525018, 0.03979015, 0.120255254, 0.20352125, 0.29201376, 0.38931254,
-    0.5016634, 0.6427869, 0.8614784], F)
+
+
+def literal(text):
+    """A C literal with the suffix f: the float nearest to the decimal number. By way
+    of a double, as Python reads it, four of these would come out one place off."""
+    near = F(text)
+    found = [near, np.nextafter(near, F(-2)), np.nextafter(near, F(2))]
+    return min(found, key=lambda x: abs(Fraction(float(x)) - Fraction(text)))
+
+
+# As in the kernel's source, and found so in its compiled constants (cuda118).
+THRESHOLDS = np.array([literal(t) for t in """
+    -0.8480964004993439 -0.6106329262256622 -0.4599952697753906 -0.33967943489551544
+    -0.23460740596055984 -0.13791173323988914 -0.045525018125772476
+    0.03979014977812767 0.1202552504837513 0.2035212516784668 0.2920137718319893
+    0.3893125355243683 0.5016634166240692 0.6427869200706482 0.8614784181118011
+""".split()], F)
 
 
 def dynamic_map():

@@ -6,6 +6,7 @@
 //!
 //! What stands in `main` before the first `// CELL:` (reading flags) is the program's
 //! alone, and so are `//!` lines, `ANCHOR` lines, test modules and the last `Ok(())`.
+//! `ensure!` at the first level of `main` becomes `assert!`.
 
 use anyhow::{Result, bail};
 
@@ -116,6 +117,13 @@ impl Cutter {
             last.code = tidy(last.code.strip_suffix("Ok(())").unwrap_or(&last.code));
         }
         for cell in &mut cells {
+            // A cell is no function that returns a Result, which `ensure!` wants.
+            let assert = |line: &str| match line.strip_prefix("ensure!(") {
+                Some(rest) => format!("assert!({rest}\n"),
+                None => format!("{line}\n"),
+            };
+            cell.code = cell.code.lines().map(assert).collect::<String>();
+            cell.code.truncate(cell.code.trim_end().len());
             // A block at the end would print its `()`.
             if cell.code.ends_with('}') {
                 cell.code.push(';');
@@ -162,6 +170,7 @@ fn main() -> anyhow::Result<()> {
     }
     // CELL: Done
     let figure = draw();
+    ensure!(x > 0, "low");
     // NOTEBOOK: skip
     figure.save()?;
     // NOTEBOOK: end
@@ -185,7 +194,10 @@ mod tests {
         assert_eq!(cells[2].title.as_deref(), Some("The valley"));
         assert!(codes[2].starts_with("let x = f();") && codes[2].ends_with("};"));
         assert!(codes[2].contains("    // CELL: not a mark in here"));
-        assert_eq!(codes[3], "let figure = draw();\nfigure");
+        assert_eq!(
+            codes[3],
+            "let figure = draw();\nassert!(x > 0, \"low\");\nfigure"
+        );
         assert_eq!(codes.len(), 4);
     }
 
