@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use tch::Tensor;
 use tempfile::TempDir;
 
-/// Long for an error message, short for whoever waits for a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Long for an error message even where all cores are taken, short for a hang.
+const PATIENCE: Duration = Duration::from_secs(180);
 const WEIGHTS: &str = "model/model.safetensors";
 
 /// A checkpoint with tokenizer, rows and an adapter, all sound, made once.

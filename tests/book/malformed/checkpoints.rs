@@ -357,7 +357,7 @@ fn tokenizers() {
                     }
                 });
             },
-            &["vocab_size", "200"],
+            &["rows.jsonl:1", "vocabulary of 200", "tokenizer"],
         ),
     ]);
 }
