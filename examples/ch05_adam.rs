@@ -1,6 +1,5 @@
 //! Chapter 5, Adam: `cargo run --example ch05_adam`. With `--out DIR` it writes the
 //! page's figures and numbers; `--quick` does less of everything.
-use anyhow::{Result, ensure};
 use downhill::lab::{
     Make, Report, Run, Spread, Text, Valley, descend, draw_spread, grid, train,
     train_all,
@@ -88,9 +87,11 @@ const BRACKETS: Make = |p| {
 };
 // ANCHOR_END: mutants
 
-fn main() -> Result<()> {
+fn main() -> anyhow::Result<()> {
     let Args { out, seed, quick } = clap::Parser::parse();
-    // NOTEBOOK: let (out, seed, quick): (Option<std::path::PathBuf>, u64, bool) = (None, 0, true);
+    // NOTEBOOK: let out: Option<std::path::PathBuf> = None;
+    // NOTEBOOK: let seed: u64 = 0;
+    // NOTEBOOK: let quick: bool = true;
     // CELL: A badly scaled valley
     let mut report = Report::new("ch05_adam", out)?;
     let mut paths = Chart::new("Curvature 1 along, 100 across", "along", "across");
@@ -130,7 +131,7 @@ fn main() -> Result<()> {
         println!("  {name:12} {:?}", line.iter().map(|l| l.1).collect::<Vec<_>>());
         needed = needed.line(name, line.clone()).points("", line);
     }
-    ensure!(adam.iter().all(|s| *s == adam[0]), "Adam felt the scale: {adam:?}");
+    assert!(adam.iter().all(|s| *s == adam[0]), "Adam felt the scale: {adam:?}");
     report.number("valley.limit", limit as f64);
     let needed = needed.log_x().log_y().y_range(1., 3000.);
     let figure = panels(&[paths.y_range(-1.2, 1.2), needed], 1)?;
@@ -160,7 +161,7 @@ fn main() -> Result<()> {
         let all = [("first", first), ("most", most), ("at", at), ("last", last)];
         report.numbers(&format!("bias.{}", name.replace(" at t = 1", "")), all);
         let steady = (most - 1.).abs() < 1e-6;
-        ensure!(steady == (name == "corrected"), "{name}: {most}");
+        assert!(steady == (name == "corrected"), "{name}: {most}");
         sizes = sizes.line(name, line);
     }
     let text = Text::alice()?;
@@ -204,7 +205,7 @@ fn main() -> Result<()> {
         println!("  {name:9} {at4:.4} {at8:.4} {at0}");
         let all = [("at4", at4), ("at8", at8), ("at0", at0)];
         report.numbers(&format!("eps.{key}"), all);
-        ensure!(at0.is_nan() == (key == "brackets"), "{key} at 0: {at0}");
+        assert!(at0.is_nan() == (key == "brackets"), "{key} at 0: {at0}");
         let gradients = (0..60).map(|k| 10f64.powf(-12. + 0.2 * f64::from(k)));
         chart = chart.line(name, gradients.map(|g| (g, step(g))).collect());
     }
@@ -231,7 +232,7 @@ fn main() -> Result<()> {
         let end = path[3000][0].clamp(-1., 1.);
         println!("  {name:9} {end:6.3}");
         report.number(&format!("reddi.{}", name.to_lowercase()), end);
-        ensure!((end > 0.9) == (name == "Adam") && end.abs() > 0.9, "{name}: {end}");
+        assert!((end > 0.9) == (name == "Adam") && end.abs() > 0.9, "{name}: {end}");
         let line =
             path.iter().enumerate().map(|(t, x)| (t as f64, x[0].clamp(-1., 1.)));
         chart = chart.line(name, line.collect());
@@ -285,7 +286,7 @@ fn main() -> Result<()> {
     report.number("transformer.steps", steps as f64);
     report.tolerance("transformer", Some(0.1));
     let [sgd, adam] = [0, 2].map(|m| table[m].1[table[m].0]);
-    ensure!(adam.high < sgd.low, "Adam is no better than SGD: {adam}, {sgd}");
+    assert!(adam.high < sgd.low, "Adam is no better than SGD: {adam}, {sgd}");
     let goal = table[0].2.last().map_or(0., |(_, s)| s.median);
     let there =
         table[2].2.iter().find(|(_, s)| s.median <= goal).map_or(0., |c| c.0);
@@ -305,7 +306,7 @@ fn main() -> Result<()> {
         println!("  {name:9} {bytes}");
         let all = [("bytes", bytes), ("gb7b", 7. * bytes)];
         report.numbers(&format!("memory.{}", name.to_lowercase()), all);
-        ensure!(name != "Adam" || bytes == 8., "Adam's state: {bytes} bytes");
+        assert!(name != "Adam" || bytes == 8., "Adam's state: {bytes} bytes");
     }
 
     // CELL: What goes wrong
@@ -325,7 +326,7 @@ fn main() -> Result<()> {
         report.spread(&format!("wrong.{name}"), loss);
         report.number(&format!("wrong.{name}.lasted"), lasted);
         let diverged = !loss.median.is_finite();
-        ensure!(diverged == (*name == "brackets"), "{name}: {loss}");
+        assert!(diverged == (*name == "brackets"), "{name}: {loss}");
     }
     report.tolerance("wrong", Some(0.1));
     report.tolerance("bias", Some(0.1));
@@ -354,7 +355,7 @@ fn main() -> Result<()> {
         );
         let all = [("down", down), ("tiny", tiny)];
         report.numbers(&format!("scale.{}", name.to_lowercase()), all);
-        ensure!((down < 1e-4) == (name == "Adam"), "{name} at 1/1000: {down}");
+        assert!((down < 1e-4) == (name == "Adam"), "{name} at 1/1000: {down}");
         chart = chart.line(name, line);
     }
     let figure = chart.log_x().log_y().y_range(1e-12, 10.).draw()?;
