@@ -1,6 +1,6 @@
 //! Arguments in, calls of the library, lines out. Text that a model writes goes to
 //! stdout, all else to stderr.
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
@@ -99,9 +99,9 @@ pub fn run() -> Result<ExitCode> {
 fn with_config(args: Vec<OsString>) -> Result<Vec<OsString>> {
     let Some(path) = config_path(&args) else { return Ok(args) };
     let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{}", path.display()))?;
+        .map_err(|e| anyhow!("{}: {e}", path.display()))?;
     let table: toml::Table =
-        text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+        text.parse().map_err(|e| anyhow!("{} is not TOML: {e}", path.display()))?;
     let command = Cli::command();
     let known = command.find_subcommand("finetune").into_iter();
     let known: Vec<&str> =

@@ -202,7 +202,10 @@ pub fn read_config(dir: &Path) -> Result<LoraConfig> {
     let get = |key: &str| json.get(key).filter(|v| !v.is_null());
     match get("peft_type").and_then(Value::as_str) {
         Some("LORA") => {}
-        other => return Err(wrong(format!("peft_type: {other:?}; only LORA"))),
+        other => {
+            let found = other.unwrap_or("none");
+            return Err(wrong(format!("peft_type: {found}; only LORA")));
+        }
     }
     let neutral = |v: &Value| match v {
         Value::Bool(b) => !b,

@@ -139,8 +139,8 @@ fn at_key(json: &Value, e: &serde_json::Error) -> String {
         LlamaConfig::deserialize(&rest).err().is_none_or(|e| e.to_string() != text)
     };
     match json.as_object().and_then(|map| map.keys().find(blamed)) {
-        Some(key) => format!("{key}: {text}"),
-        None => text,
+        Some(key) if !text.starts_with("missing field") => format!("{key}: {text}"),
+        _ => text,
     }
 }
 

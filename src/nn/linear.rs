@@ -2,8 +2,7 @@
 use super::{Mode, dropout::dropout};
 use crate::quant::Nf4Tensor;
 use crate::{Result, autograd};
-use std::cell::RefCell;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// tch wants the type of an absent bias.
 const NONE: Option<&Tensor> = None;
@@ -113,42 +112,15 @@ impl Linear {
 /// recorded as a plain operation, libtorch would keep every dequantized weight until
 /// backward, and 4 bits would save nothing.
 fn nf4_linear(x: &Tensor, q: &Nf4Tensor) -> Result<Tensor> {
-    let kind = x.kind();
     let kept = q.shallow_clone();
-    let forward = || dequantized(q, kind, |w| vec![x.linear(w, NONE)]);
-    let mut y = autograd::custom(&[x], forward, move |dy| {
-        let Some(dy) = &dy[0] else { return Ok(vec![None]) };
-        // dL/dx = dL/dy W
-        dequantized(&kept, kind, |w| vec![Some(dy.matmul(w))])
-    })?;
+    let mut y = autograd::custom(
+        &[x],
+        || Ok(vec![q.matmul_t(x)?]),
+        move |dy| {
+            let dx = |dy: &Tensor| kept.matmul(dy); // dL/dx = dL/dy W
+            Ok(vec![dy[0].as_ref().map(dx).transpose()?])
+        },
+    )?;
     Ok(y.remove(0))
 }
 // ANCHOR_END: nf4_linear
-
-thread_local! {
-    /// Room for one dequantized weight: fresh memory for each would cost more time
-    /// than the arithmetic, since the system clears every page of it.
-    static SCRATCH: RefCell<Tensor> = RefCell::new(Tensor::new());
-}
-
-/// Calls `f` with the dequantized weight, which is gone afterwards.
-fn dequantized<R>(
-    q: &Nf4Tensor,
-    kind: Kind,
-    f: impl FnOnce(&Tensor) -> R,
-) -> Result<R> {
-    SCRATCH.with_borrow_mut(|room| {
-        let [out, input] = q.shape();
-        let (n, device) = (out * input, q.device());
-        let fits = room.defined()
-            && (room.kind(), room.device()) == (kind, device)
-            && room.numel() as i64 >= n;
-        if !fits {
-            *room = Tensor::new(); // the old one goes first
-            *room = Tensor::f_empty([n], (kind, device))?;
-        }
-        let w = room.narrow(0, 0, n).view([out, input]);
-        q.dequantize_into(&w)?;
-        Ok(f(&w))
-    })
-}

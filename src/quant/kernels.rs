@@ -138,6 +138,29 @@ fn dequantize_to<T: Float>(simd: Simd, q: &Nf4Tensor, out: &Tensor) {
     });
 }
 
+/// Some rows of `q` into `out`, on this thread: f32, contiguous, of their size. Each
+/// row must begin a block.
+pub(super) fn dequantize_rows(q: &Nf4Tensor, rows: Range<usize>, out: &Tensor) {
+    let (size, width) = (q.blocksize, q.shape[1] as usize);
+    let weights = rows.start * width..rows.end * width;
+    assert!(weights.start.is_multiple_of(size) && out.numel() == weights.len());
+    let out = Parts::<f32>::of(out);
+    // SAFETY: nobody else has the output; `best` is what the machine has.
+    let out = unsafe { out.part(0..weights.len()) };
+    let scales = Scales::of(&q.absmax);
+    let codes =
+        &elements::<u8>(&q.packed)[weights.start / 2..weights.end.div_ceil(2)];
+    let blocks =
+        Blocks { size, first: weights.start / size, scales: &scales, codes, out };
+    match super::simd::best() {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512 => unsafe { blocks.avx512::<false>() },
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2 => unsafe { blocks.avx2() },
+        _ => blocks.plain(),
+    }
+}
+
 /// The scale of each block, in either form.
 pub(super) enum Scales<'a> {
     Plain(&'a [f32]),

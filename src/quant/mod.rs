@@ -11,6 +11,7 @@
 pub mod double;
 mod kernels;
 pub mod nf4;
+mod product;
 mod simd;
 
 use crate::{Error, Result};

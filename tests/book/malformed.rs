@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 use tch::Tensor;
+use tempfile::TempDir;
 
-/// Long for an error message, short for whoever waits for a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Long for an error message even where all cores are taken, short for a hang.
+const PATIENCE: Duration = Duration::from_secs(180);
 const WEIGHTS: &str = "model/model.safetensors";
 
 /// A checkpoint with tokenizer, rows and an adapter, all sound, made once.
@@ -50,7 +50,8 @@ static SOUND: LazyLock<TempDir> = LazyLock::new(|| {
     let named = named.expect("adapter");
     downhill::lora::save_adapter(&at("adapter"), &config, "model", &named)
         .expect("adapter");
-    let row = |i: i64| json!({"prompt": format!("the hen {i}"), "completion": "end"});
+    let row =
+        |i: i64| json!({"prompt": format!("the hen {i}"), "completion": "end"});
     let rows: String = (0..6).map(|i| format!("{}\n", row(i))).collect();
     fs::write(at("rows.jsonl"), rows).expect("rows");
     dir
@@ -68,7 +69,8 @@ impl Bench {
             for entry in fs::read_dir(SOUND.path().join(part)).expect("sound") {
                 let from = entry.expect("sound").path();
                 if from.is_file() {
-                    fs::copy(&from, to.join(from.file_name().unwrap())).expect("copy");
+                    fs::copy(&from, to.join(from.file_name().unwrap()))
+                        .expect("copy");
                 }
             }
         }
@@ -131,7 +133,9 @@ impl Bench {
         let mut c = Command::new(env!("CARGO_BIN_EXE_downhill"));
         let here = self.0.path().to_str().expect("a path");
         c.args(args.iter().map(|a| a.replace('@', here)));
-        c.stdin(Stdio::null()).env("OMP_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
+        c.stdin(Stdio::null())
+            .env("OMP_NUM_THREADS", "1")
+            .env("RUST_BACKTRACE", "0");
         c
     }
 

@@ -28,15 +28,27 @@ fn adapter_folders() {
     };
     let (config, weights) = ("adapter_config.json", "adapter_model.safetensors");
     refuses_adapter(&[
-        ("no folder", &|b| fs::remove_dir_all(b.at("adapter")).unwrap(), &["adapter"]),
+        (
+            "no folder",
+            &|b| fs::remove_dir_all(b.at("adapter")).unwrap(),
+            &["adapter"],
+        ),
         ("no settings", &|b| b.remove(SETTINGS), &[config]),
         ("no weights", &|b| b.remove(TENSORS), &[weights]),
         ("settings cut", &|b| b.cut(SETTINGS, 30), &[config, "JSON"]),
         ("settings a list", &|b| b.put(SETTINGS, "[]"), &[config]),
-        ("another kind", &set("peft_type", json!("IA3")), &[config, "peft_type", "IA3"]),
+        (
+            "another kind",
+            &set("peft_type", json!("IA3")),
+            &[config, "peft_type", "IA3"],
+        ),
         ("DoRA", &set("use_dora", json!(true)), &[config, "use_dora"]),
         ("rsLoRA", &set("use_rslora", json!(true)), &[config, "use_rslora"]),
-        ("modules", &set("modules_to_save", json!(["lm_head"])), &["modules_to_save"]),
+        (
+            "modules",
+            &set("modules_to_save", json!(["lm_head"])),
+            &["modules_to_save"],
+        ),
         ("no rank", &set("r", json!(0)), &[config, "r: 0"]),
         ("a huge rank", &set("r", json!(1u64 << 60)), &[config, "r: "]),
         ("another rank", &set("r", json!(8)), &[weights, "[4, 32]", "[8, 32]"]),
@@ -86,7 +98,11 @@ fn checkpoints_to_resume_from() {
     let whole = sound.at("out/checkpoint-1");
     let cases: [(&str, &dyn Fn(&Bench), &[&str]); 8] = [
         ("no state", &|b| b.remove("c/trainer_state.json"), &["trainer_state.json"]),
-        ("state cut", &|b| b.cut("c/trainer_state.json", 30), &["trainer_state.json"]),
+        (
+            "state cut",
+            &|b| b.cut("c/trainer_state.json", 30),
+            &["trainer_state.json"],
+        ),
         (
             "another file",
             &|b| b.put("c/trainer_state.json", "{}"),
@@ -106,14 +122,20 @@ fn checkpoints_to_resume_from() {
             "a moment missing",
             &|b| {
                 b.tensors("c/optimizer.safetensors", |t| {
-                    t.retain(|(n, _)| !n.ends_with("layers.0.self_attn.q_proj.lora_A.weight.v"));
+                    t.retain(|(n, _)| {
+                        !n.ends_with("layers.0.self_attn.q_proj.lora_A.weight.v")
+                    });
                 })
             },
             &["layers.0.self_attn.q_proj.lora_A.weight.v", "missing"],
         ),
         (
             "a moment of another shape",
-            &|b| b.tensors("c/optimizer.safetensors", |t| t[0].1 = t[0].1.reshape([-1])),
+            &|b| {
+                b.tensors("c/optimizer.safetensors", |t| {
+                    t[0].1 = t[0].1.reshape([-1])
+                })
+            },
             &["layers.0.self_attn.q_proj.lora_A.weight.m", "shape"],
         ),
         (
@@ -133,7 +155,8 @@ fn checkpoints_to_resume_from() {
         // The rows must be the same file, or that would be what is refused.
         let rows = format!("--train-file={}", sound.at("rows.jsonl").display());
         let model = format!("--model={}", sound.at("model").display());
-        let command = bench.finetune(&["--resume=@/c", &rows, &model, "--max-steps=2"]);
+        let command =
+            bench.finetune(&["--resume=@/c", &rows, &model, "--max-steps=2"]);
         if let Some(what) = fault(&bench, command, expected) {
             wrong.push(format!("{name}: {what}"));
         }

@@ -32,7 +32,11 @@ fn configs() {
         ),
         (
             "no width",
-            &|b| b.json(CONFIG, |c| drop(c.as_object_mut().unwrap().remove("hidden_size"))),
+            &|b| {
+                b.json(CONFIG, |c| {
+                    drop(c.as_object_mut().unwrap().remove("hidden_size"))
+                })
+            },
             &["config.json", "hidden_size"],
         ),
         ("text", &set("vocab_size", json!("300")), &["config.json", "vocab_size"]),
@@ -112,7 +116,11 @@ fn indices() {
         ("no JSON", &raw("{"), &[index, "weight_map"]),
         ("no map", &raw("{}"), &[index, "weight_map"]),
         ("a number", &raw(r#"{"weight_map": {"a": 7}}"#), &[index, "weight_map"]),
-        ("absent", &to("model-00002-of-00002.safetensors"), &[index, "00002", "absent"]),
+        (
+            "absent",
+            &to("model-00002-of-00002.safetensors"),
+            &[index, "00002", "absent"],
+        ),
         ("above", &to("../model.safetensors"), &[index, "../model.safetensors"]),
         ("elsewhere", &to("/etc/passwd"), &[index, "/etc/passwd"]),
         ("below", &to("sub/a.safetensors"), &[index, "sub/a.safetensors"]),
@@ -190,7 +198,11 @@ fn safetensors_headers() {
             &|b| b.put(WEIGHTS, [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
             &[file],
         ),
-        ("more bytes", &|b| b.put(WEIGHTS, [b.read(WEIGHTS), vec![0]].concat()), &[file]),
+        (
+            "more bytes",
+            &|b| b.put(WEIGHTS, [b.read(WEIGHTS), vec![0]].concat()),
+            &[file],
+        ),
         (
             "beyond the end",
             &one(r#"{"dtype":"F32","shape":[32],"data_offsets":[0,999999999]}"#),
@@ -229,11 +241,7 @@ fn safetensors_headers() {
             &|b| b.header(WEIGHTS, |h| h[norm]["shape"] = json!([33])),
             &[file],
         ),
-        (
-            "no offsets",
-            &one(r#"{"dtype":"F32","shape":[32]}"#),
-            &[file],
-        ),
+        ("no offsets", &one(r#"{"dtype":"F32","shape":[32]}"#), &[file]),
     ]);
 }
 
@@ -255,7 +263,11 @@ fn weights() {
             &["pytorch_model.bin", "convert"],
         ),
         ("none", &|b| b.remove(WEIGHTS), &["/model", "model.safetensors"]),
-        ("missing", &|b| b.tensors(WEIGHTS, |all| all.retain(|(n, _)| n != norm)), &[norm, "missing"]),
+        (
+            "missing",
+            &|b| b.tensors(WEIGHTS, |all| all.retain(|(n, _)| n != norm)),
+            &[norm, "missing"],
+        ),
         (
             "another name",
             &|b| {
@@ -345,7 +357,7 @@ fn tokenizers() {
                     }
                 });
             },
-            &["vocab_size", "200"],
+            &["rows.jsonl:1", "vocabulary of 200", "tokenizer"],
         ),
     ]);
 }

@@ -26,7 +26,10 @@ fn finetune_flags() {
         (&["--logging-steps=0"], &["--logging-steps"]),
         (&["--save-steps=0"], &["--save-steps"]),
         (&["--save-strategy=sometimes"], &["--save-strategy", "sometimes", "epoch"]),
-        (&["--lr-scheduler-type=bogus"], &["--lr-scheduler-type", "bogus", "cosine"]),
+        (
+            &["--lr-scheduler-type=bogus"],
+            &["--lr-scheduler-type", "bogus", "cosine"],
+        ),
         (&["--optim=lion"], &["--optim", "lion", "adamw"]),
         (&["--warmup-ratio=1.5"], &["--warmup-ratio"]),
         (&["--lora-r=0"], &["--lora-r", "0"]),
@@ -104,7 +107,7 @@ fn generate_flags() {
 #[test]
 fn toml_files() {
     let cases: &[(&str, &[&str])] = &[
-        ("learning-rate = ", &["run.toml"]),
+        ("learning-rate = ", &["run.toml", "line 1"]),
         ("learning_rate = 1e-4", &["run.toml", "learning_rate"]),
         ("learning-rate = \"fast\"", &["--learning-rate", "fast"]),
         ("learning-rate = -1.0", &["--learning-rate", "-1"]),
@@ -126,9 +129,10 @@ fn toml_files() {
         }
     }
     let bench = Bench::new();
-    for (flag, expected) in
-        [("--config=@/none.toml", "none.toml"), ("--config=@/model", "/model")]
-    {
+    for (flag, expected) in [
+        ("--config=@/none.toml", "none.toml: No such"),
+        ("--config=@/model", "directory"),
+    ] {
         if let Some(what) = fault(&bench, bench.finetune(&[flag]), &[expected]) {
             wrong.push(format!("{flag}: {what}"));
         }

@@ -26,14 +26,14 @@ fn rows() {
         ("not text", &|b| b.put(ROWS, [0xff, 0xfe, b'\n']), &["rows.jsonl:1"]),
         ("zeros", &|b| b.put(ROWS, [0; 4096]), &["rows.jsonl:1"]),
         ("CSV", &file("prompt,completion\nthe,hen\n"), &["rows.jsonl:1"]),
-        (
-            "one array",
-            &file("[\n{\"text\": \"a\"}\n]\n"),
-            &["rows.jsonl:1"],
-        ),
+        ("one array", &file("[\n{\"text\": \"a\"}\n]\n"), &["rows.jsonl:1"]),
         ("no field", &file("{}"), &["rows.jsonl:1", "`prompt`"]),
         ("another field", &file(r#"{"instruction": "a"}"#), &["`instruction`"]),
-        ("half a row", &file(r#"{"prompt": "a"}"#), &["rows.jsonl:1", "`completion`"]),
+        (
+            "half a row",
+            &file(r#"{"prompt": "a"}"#),
+            &["rows.jsonl:1", "`completion`"],
+        ),
         ("a number", &file(r#"{"text": 3}"#), &["rows.jsonl:1", "`text`"]),
         (
             "an id too large",
@@ -86,5 +86,8 @@ fn held_out_rows() {
     assert_eq!(fault(&bench, command, &["nowhere.jsonl"]), None);
     // Held-out prompts cannot be answered without any.
     let command = bench.finetune(&["--predict-with-generate"]);
-    assert_eq!(fault(&bench, command, &["--predict-with-generate", "--eval-file"]), None);
+    assert_eq!(
+        fault(&bench, command, &["--predict-with-generate", "--eval-file"]),
+        None
+    );
 }
