@@ -103,7 +103,7 @@ fn main() -> anyhow::Result<()> {
         "condition number",
         "steps",
     );
-    let limit = if quick { 300 } else { 500 };
+    let limit: usize = if quick { 300 } else { 500 };
     println!("steps on a valley of condition number 1, 10, 100, 1000, 10000");
     let mut adam: Vec<usize> = vec![];
     for (name, make) in METHODS.into_iter().chain([("Adam, turned", ADAM)]) {
@@ -164,8 +164,8 @@ fn main() -> anyhow::Result<()> {
         sizes = sizes.line(name, line);
     }
     let text = Text::alice()?;
-    let seeds = seed..seed + if quick { 2 } else { 5 };
-    let rates = grid(1e-3, 10f64.sqrt(), 3);
+    let seeds: std::ops::Range<u64> = seed..seed + if quick { 2 } else { 5 };
+    let rates: Vec<f64> = grid(1e-3, 10f64.sqrt(), 3);
     let mut early =
         Chart::new("A Transformer, each at its best rate", "step", "loss (nats)");
     println!("loss of a Transformer over steps 41 to 50: median (range)");
@@ -241,11 +241,12 @@ fn main() -> anyhow::Result<()> {
     // NOTEBOOK: figure
 
     // CELL: Against SGD on a Transformer
-    let (steps, rates) = (if quick { 60 } else { 100 }, grid(1e-3, 10f64.sqrt(), 6));
+    let steps: i64 = if quick { 60 } else { 100 };
+    let rates: Vec<f64> = grid(1e-3, 10f64.sqrt(), 6);
     // Rate by rate, the methods in turn: if the machine slows down, it slows all.
     let jobs: Vec<(Make, f64)> =
         rates.iter().flat_map(|lr| METHODS.map(|(_, make)| (make, *lr))).collect();
-    let runs = train_all(&text, &jobs, steps, seeds.clone())?;
+    let runs: Vec<Vec<Run>> = train_all(&text, &jobs, steps, seeds.clone())?;
     let mut by_rate =
         Chart::new("After the last step", "learning rate", "held-out loss (nats)");
     let mut by_step = Chart::new("Each at its best rate", "step", "loss (nats)");
@@ -276,18 +277,20 @@ fn main() -> anyhow::Result<()> {
         by_time = draw_spread(by_time, name, &curve, ms / 1e3);
         table.push((best, losses, curve));
     }
-    let [parameters, vocabulary] = [runs[0][0].parameters as i64, text.vocabulary()];
-    let blind = (vocabulary as f64).ln();
-    report.number("transformer.parameters", parameters as f64);
-    report.number("transformer.vocabulary", vocabulary as f64);
+    let blind: f64 = (text.vocabulary() as f64).ln();
+    report.number("transformer.parameters", runs[0][0].parameters as f64);
+    report.number("transformer.vocabulary", text.vocabulary() as f64);
     report.number("transformer.blind", blind);
     report.number("transformer.letters", text.entropy());
     report.number("transformer.steps", steps as f64);
     report.tolerance("transformer", Some(0.1));
-    let [sgd, adam] = [0, 2].map(|m| table[m].1[table[m].0]);
+    let sgd_best: usize = table[0].0;
+    let adam_best: usize = table[2].0;
+    let (sgd, adam): (Spread, Spread) =
+        (table[0].1[sgd_best], table[2].1[adam_best]);
     assert!(adam.high < sgd.low, "Adam is no better than SGD: {adam}, {sgd}");
-    let goal = table[0].2.last().map_or(0., |(_, s)| s.median);
-    let there =
+    let goal: f64 = table[0].2.last().map_or(0., |(_, s)| s.median);
+    let there: f64 =
         table[2].2.iter().find(|(_, s)| s.median <= goal).map_or(0., |c| c.0);
     println!("  Adam is where SGD ends after {there} steps");
     report.number("transformer.there", there);
@@ -309,15 +312,15 @@ fn main() -> anyhow::Result<()> {
     }
 
     // CELL: What goes wrong
-    let [sgd_best, adam_best] = [table[0].0, table[2].0];
     const WRONG: [(&str, Make); 3] =
         [("frozen", FROZEN), ("inside", INSIDE), ("brackets", BRACKETS)];
-    let jobs = WRONG.map(|(_, make)| (make, rates[adam_best]));
+    let jobs: Vec<(Make, f64)> =
+        WRONG.iter().map(|(_, make)| (*make, rates[adam_best])).collect();
     println!("held-out loss of Adam with a mistake: median (range)");
     println!("  none      {:.3}", table[2].1[adam_best]);
     println!("  SGD rate  {:.3}", table[2].1[sgd_best]);
     report.number("wrong.sgd_rate", table[2].1[sgd_best].median);
-    let runs = train_all(&text, &jobs, steps, seeds.clone())?;
+    let runs: Vec<Vec<Run>> = train_all(&text, &jobs, steps, seeds.clone())?;
     for ((name, _), runs) in WRONG.iter().zip(&runs) {
         let loss = Run::held_out(runs);
         let lasted = Spread::of(runs.iter().map(|r| r.losses.len() as f64)).median;
