@@ -51,7 +51,6 @@ impl Block {
         Ok(Self { input_norm, attention, post_norm, mlp })
     }
 
-    // ANCHOR: block
     fn forward(
         &self,
         x: &Tensor,
@@ -64,7 +63,6 @@ impl Block {
         let normed = self.post_norm.forward(&x);
         Ok(&x + self.mlp.forward(&normed, mode)?)
     }
-    // ANCHOR_END: block
 
     fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
         [

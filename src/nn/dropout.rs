@@ -37,7 +37,6 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-// ANCHOR: dropout
 /// Inverted dropout: zeroes each element with probability `p` and divides the others
 /// by `1 − p`. `place` tells the dropouts of one step apart.
 ///
@@ -53,7 +52,6 @@ pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
         .to_device(x.device())
         .to_kind(x.kind())
 }
-// ANCHOR_END: dropout
 
 /// The factors: 0 or `1 / (1 − p)`, `n` of them.
 fn mask(n: usize, p: f64, seed: u64, step: u64, place: u32) -> Vec<f32> {

@@ -73,7 +73,6 @@ impl Linear {
         Self { weight: Weight::Dense(weight), bias, lora: None }
     }
 
-    // ANCHOR: forward
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let y = match &self.weight {
@@ -91,7 +90,6 @@ impl Linear {
         let update = x.linear(&lora.a, NONE).linear(&lora.b, NONE) * lora.scale;
         Ok(&y + update.to_kind(y.kind()))
     }
-    // ANCHOR_END: forward
 
     pub(crate) fn shallow_clone(&self) -> Self {
         let lora = self.lora.as_ref().map(|l| Adapter {
@@ -107,7 +105,6 @@ impl Linear {
     }
 }
 
-// ANCHOR: nf4_linear
 /// `y = x Wᵀ` with W in 4 bits. Backward needs only W, and dequantizes it again:
 /// recorded as a plain operation, libtorch would keep every dequantized weight until
 /// backward, and 4 bits would save nothing.
@@ -123,4 +120,3 @@ fn nf4_linear(x: &Tensor, q: &Nf4Tensor) -> Result<Tensor> {
     )?;
     Ok(y.remove(0))
 }
-// ANCHOR_END: nf4_linear

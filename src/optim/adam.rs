@@ -100,7 +100,6 @@ impl Rule<3> for AmsGrad {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdamW(pub Adam);
 
-// ANCHOR: adamw
 impl Rule<2> for AdamW {
     const SLOTS: [&'static str; 2] = ["m", "v"];
 
@@ -117,4 +116,3 @@ impl Rule<2> for AdamW {
         self.0.update(theta, g, mv, Hyper { wd: 0., ..h });
     }
 }
-// ANCHOR_END: adamw

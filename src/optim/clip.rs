@@ -2,7 +2,6 @@
 use super::Param;
 use tch::{Kind, Tensor, no_grad};
 
-// ANCHOR: clip
 /// Scales all gradients so that their joint L2 norm is at most `max`, and returns the
 /// norm before: `g ← g · min(1, max / (‖g‖ + 10⁻⁶))`.
 ///
@@ -29,4 +28,3 @@ pub fn clip_grad_norm(params: &[Param], max: f64) -> f64 {
         norm
     })
 }
-// ANCHOR_END: clip

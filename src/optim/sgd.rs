@@ -26,7 +26,6 @@ pub struct Sgd {
     pub maximize: bool,
 }
 
-// ANCHOR: rule
 impl Rule<1> for Sgd {
     const SLOTS: [&'static str; 1] = ["b"];
 
@@ -58,4 +57,3 @@ impl Rule<1> for Sgd {
         *theta -= h.lr * g;
     }
 }
-// ANCHOR_END: rule

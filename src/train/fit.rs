@@ -19,7 +19,6 @@ pub enum Outcome {
     Stopped(i64, PathBuf),
 }
 
-// ANCHOR: fit
 /// Takes the remaining steps of `run`, in nanoGPT's order: set the learning rate,
 /// micro-steps, clip, step, log, evaluate and save. Ends after the current step when
 /// `stop` becomes true.
@@ -94,7 +93,6 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     }
     Ok(Outcome::Finished)
 }
-// ANCHOR_END: fit
 
 /// What has been summed since the last log entry.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,7 +5,6 @@ use crate::nn::Mode;
 use crate::{Error, Result};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
-// ANCHOR: batch_loss
 /// Cross-entropy summed over the learned tokens of a batch: each position's scores
 /// against the next position's label, −100 left out.
 ///
@@ -24,7 +23,6 @@ pub fn batch_loss(model: &Decoder, batch: &Batch, mode: Mode) -> Result<Tensor> 
     let none = None::<Tensor>;
     Ok(logits.f_cross_entropy_loss(&label, none, Reduction::Sum, -100, 0.)?)
 }
-// ANCHOR_END: batch_loss
 
 /// Mean loss per learned token over a data set, without dropout.
 pub fn mean_loss(

@@ -160,10 +160,10 @@ fn walk(
     };
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
-            for (key, value) in old {
-                if path.is_empty() && (key == "card" || key == "tolerance") {
-                    continue;
-                }
+            let apart = |key: &&String| {
+                path.is_empty() && ["card", "tolerance"].contains(&key.as_str())
+            };
+            for (key, value) in old.iter().filter(|(k, _)| !apart(k)) {
                 match new.get(key) {
                     Some(other) => {
                         walk(slug, &below(key), value, other, stated, faults);
@@ -171,7 +171,7 @@ fn walk(
                     None => faults.push(format!("{slug}.{}: is gone", below(key))),
                 }
             }
-            for key in new.keys().filter(|k| !old.contains_key(*k)) {
+            for key in new.keys().filter(|k| !apart(k) && !old.contains_key(*k)) {
                 faults.push(format!("{slug}.{}: is new", below(key)));
             }
         }
@@ -228,7 +228,7 @@ mod tests {
             "tolerance": {"a": 0.1, "a.y": 0.001, "a.t": null}});
         let new = json!({"a": {"x": 1.05, "y": 1.0005, "t": 9.0}, "card": {}});
         assert!(differences(old.clone(), new).is_empty());
-        let new = json!({"a": {"x": 1.2, "y": 1.002, "t": 9.0}});
+        let new = json!({"a": {"x": 1.2, "y": 1.002, "t": 9.0}, "tolerance": {}});
         assert_eq!(differences(old, new).len(), 2);
     }
 

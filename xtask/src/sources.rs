@@ -53,9 +53,11 @@ pub struct Anchor {
     pub text: Option<String>,
 }
 
+/// The name in a comment `// ANCHOR: name`; in a string literal it is no mark.
 fn mark<'a>(line: &'a str, word: &str) -> Option<&'a str> {
-    let (_, tail) = line.split_once(word)?;
-    tail.split_whitespace().next()
+    let (head, tail) = line.split_once(word)?;
+    let comment = ["//", "#", "/*", "<!--", "--"].contains(&head.trim());
+    comment.then(|| tail.split_whitespace().next())?
 }
 
 /// Every anchor of a file. As mdBook has it, a name may open several regions.
@@ -155,5 +157,6 @@ mod tests {
         let all = anchors(text);
         assert_eq!(all[0].text.as_deref(), Some("1\n2\n"));
         assert_eq!((all[1].name.as_str(), &all[1].text), ("b", &None));
+        assert!(anchors("let text = \"// ANCHOR: a\\n\";").is_empty());
     }
 }
