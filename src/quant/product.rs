@@ -110,7 +110,7 @@ impl Nf4Tensor {
     fn by_panels(&self, x: &Tensor) -> bool {
         self.device() == Device::Cpu
             && x.kind() == Kind::Float
-            && self.shape[1] as usize % self.blocksize == 0
+            && (self.shape[1] as usize).is_multiple_of(self.blocksize)
     }
 
     fn panels(

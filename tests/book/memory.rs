@@ -46,7 +46,7 @@ fn pass(stack: &[Linear], recorded: bool) {
             }
             _ => linear.forward(&x, mode).unwrap(),
         };
-        x = x + y.tanh();
+        x = &x + y.tanh();
     }
     x.sum(Kind::Float).backward();
     assert!(leaf.grad().defined());

@@ -245,6 +245,6 @@ fn event_files_hold_what_was_logged() {
     assert_eq!(at, bytes.len());
     let loss = history(dir.path())[1]["loss"].as_f64().unwrap() as f32;
     let tagged = |r: &&&[u8]| r.windows(10).any(|w| w == b"train/loss");
-    let last = records.iter().filter(tagged).next_back().unwrap();
+    let last = records.iter().rfind(tagged).unwrap();
     assert_eq!(last[last.len() - 4..], loss.to_le_bytes());
 }
