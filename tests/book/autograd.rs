@@ -89,7 +89,7 @@ fn gradcheck_tells_right_from_wrong() {
 /// `(a b + s, a / b)`: two inputs, two outputs, and a state that is no tensor.
 fn product_and_quotient(a: &Tensor, b: &Tensor, shift: f64) -> Result<Vec<Tensor>> {
     let (ka, kb) = (a.detach(), b.detach());
-    let names = vec!["product".to_string(), "quotient".into()];
+    let names = ["product".to_string(), "quotient".into()];
     custom(
         &[a, b],
         || Ok(vec![a * b + shift, a / b]),
