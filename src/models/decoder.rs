@@ -58,9 +58,9 @@ impl Block {
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
-        let normed = self.input_norm.forward(x);
+        let normed = self.input_norm.forward(x)?;
         let x = x + self.attention.forward(&normed, rotation, cache, mode)?;
-        let normed = self.post_norm.forward(&x);
+        let normed = self.post_norm.forward(&x)?;
         Ok(&x + self.mlp.forward(&normed, mode)?)
     }
 
@@ -182,7 +182,7 @@ impl Decoder {
             };
             see(&format!("model.layers.{i}"), &x);
         }
-        let x = self.norm.forward(&x);
+        let x = self.norm.forward(&x)?;
         see("model.norm", &x);
         Ok(x)
     }

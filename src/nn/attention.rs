@@ -87,8 +87,8 @@ impl Attention {
         let split = |y: Tensor, heads: i64| {
             y.view([b, t, heads, self.head_dim]).transpose(1, 2)
         };
-        let q = rotation.apply(&split(self.q.forward(x, mode)?, self.heads)); // (B, H, T, K)
-        let k = rotation.apply(&split(self.k.forward(x, mode)?, self.kv_heads)); // (B, G, T, K)
+        let q = rotation.apply(&split(self.q.forward(x, mode)?, self.heads))?; // (B, H, T, K)
+        let k = rotation.apply(&split(self.k.forward(x, mode)?, self.kv_heads))?; // (B, G, T, K)
         let v = split(self.v.forward(x, mode)?, self.kv_heads);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),

@@ -1,5 +1,6 @@
 //! Root-mean-square normalization.
-use tch::{Kind, Tensor};
+use crate::{Result, autograd};
+use tch::{Kind, Tensor, no_grad};
 
 /// `y = x / √(mean(x²) + ε) · w`, over the last dimension.
 ///
@@ -15,12 +16,34 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// Normalizes `x` [.., D].
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let kind = x.kind();
-        let x =
-            if reduced(kind) { x.to_kind(Kind::Float) } else { x.shallow_clone() };
-        let mean = x.square().mean_dim([-1].as_slice(), true, x.kind());
-        &self.weight * (x * (mean + self.eps).rsqrt()).to_kind(kind)
+    ///
+    /// With `r = 1/√(mean(x²) + ε)`, `n = r x` and `g = w ⊙ dL/dy`:
+    /// `dL/dx = r (g − n · mean(g ⊙ n))`, `dL/dw = Σ dL/dy ⊙ n`. By hand, because
+    /// libtorch would record seven operations and keep five results for it.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (w, kind) = (self.weight.shallow_clone(), x.kind());
+        let x32 = wide(x);
+        let mean = |t: Tensor| t.mean_dim([-1].as_slice(), true, t.kind());
+        let r = no_grad(|| (mean(x32.square()) + self.eps).rsqrt()); // [.., 1]
+        let kept = (x.detach(), r.shallow_clone());
+        let forward = || Ok(vec![&self.weight * (&x32 * &r).to_kind(kind)]);
+        let mut y = autograd::custom(&[x, &self.weight], forward, move |dy| {
+            let Some(dy) = dy[0].as_ref().map(wide) else {
+                return Ok(vec![None, None]);
+            };
+            let (x, r) = &kept;
+            let n = wide(x) * r;
+            let dw = w.requires_grad().then(|| {
+                let dw = (&dy * &n).view([-1, w.numel() as i64]);
+                dw.sum_dim_intlist([0].as_slice(), false, dw.kind())
+                    .to_kind(w.kind())
+            });
+            let g = dy * &w;
+            let along = mean(&g * &n);
+            let dx = (g - n * along) * r;
+            Ok(vec![Some(dx.to_kind(kind)), dw])
+        })?;
+        Ok(y.remove(0))
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {
@@ -28,6 +51,10 @@ impl RmsNorm {
     }
 }
 
-fn reduced(kind: Kind) -> bool {
-    matches!(kind, Kind::Half | Kind::BFloat16)
+/// At least f32.
+fn wide(x: &Tensor) -> Tensor {
+    match x.kind() {
+        Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
+        _ => x.shallow_clone(),
+    }
 }

@@ -1,4 +1,5 @@
 //! Rotary position embedding.
+use crate::{Result, autograd};
 use tch::{Device, Kind, Tensor};
 
 /// How positions beyond the trained length are squeezed into it.
@@ -87,10 +88,22 @@ pub struct Rotation {
 impl Rotation {
     /// Turns each pair `(x_i, x_{i+K/2})` of `x` [B, H, T, K] by its angle. (The
     /// "half" layout of transformers' Llama; the paper pairs neighbours.)
-    pub fn apply(&self, x: &Tensor) -> Tensor {
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let kept = self.shallow_clone();
+        let forward = || Ok(vec![self.turn(x, false)]);
+        // The transpose of a rotation turns back.
+        let mut y = autograd::custom(&[x], forward, move |dy| {
+            Ok(vec![dy[0].as_ref().map(|dy| kept.turn(dy, true))])
+        })?;
+        Ok(y.remove(0))
+    }
+
+    /// By the angle, or `back` by as much.
+    fn turn(&self, x: &Tensor, back: bool) -> Tensor {
         let half = x.size().last().copied().unwrap_or(0) / 2;
         let (a, b) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
-        x * &self.cos + Tensor::cat(&[-b, a], -1) * &self.sin
+        let across = Tensor::cat(&if back { [b, -a] } else { [-b, a] }, -1);
+        (x * &self.cos).addcmul_(&across, &self.sin)
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {

@@ -1,6 +1,7 @@
 //! The parts of the decoder against plain formulas.
 use crate::common::{config, cuda, frozen, ids, wave};
 use crate::golden::{gap, same_bits};
+use downhill::autograd::gradcheck;
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::dropout::{dropout, normal, philox, uniform};
 use downhill::nn::{
@@ -116,7 +117,7 @@ fn draws_have_their_moments() {
 fn rms_norm_is_its_formula() {
     let (x, w) = (wave(&[3, 4, 8], Kind::Double) * 5., wave(&[8], Kind::Double));
     let norm = RmsNorm { weight: w.shallow_clone(), eps: 1e-3 };
-    let (y, rows) = (norm.forward(&x).view([-1, 8]), x.view([-1, 8]));
+    let (y, rows) = (norm.forward(&x).unwrap().view([-1, 8]), x.view([-1, 8]));
     for i in 0..12 {
         let row: Vec<f64> = rows.get(i).try_into().unwrap();
         let mean = row.iter().map(|v| v * v).sum::<f64>() / 8.;
@@ -129,9 +130,32 @@ fn rms_norm_is_its_formula() {
     // In bf16 the mean is taken in f32: large activations do not overflow or coarsen.
     let big = (Tensor::ones([1, 512], F32) * 300.).to_kind(Kind::BFloat16);
     let norm = RmsNorm { weight: big.ones_like().get(0), eps: 1e-6 };
-    let y = norm.forward(&big);
+    let y = norm.forward(&big).unwrap();
     assert_eq!(y.kind(), Kind::BFloat16);
     assert_eq!(y.double_value(&[0, 511]), 1.);
+}
+
+#[test]
+fn gradients_written_by_hand_are_exact() {
+    let leaf = |shape: &[i64]| {
+        (wave(shape, Kind::Double) * 2. + 0.1).set_requires_grad(true)
+    };
+    let norm = |x: &[Tensor]| {
+        let [x, weight] = x else { unreachable!() };
+        RmsNorm { weight: weight.shallow_clone(), eps: 1e-3 }.forward(x)
+    };
+    gradcheck(norm, &[leaf(&[2, 3, 6]), leaf(&[6])], 1e-6, 1e-8, 1e-7).unwrap();
+    let frozen = [leaf(&[2, 3, 6]), leaf(&[6]).detach()];
+    gradcheck(norm, &frozen, 1e-6, 1e-8, 1e-7).unwrap();
+    let positions = Tensor::from_slice(&[0i64, 1, 7]);
+    let rotation = rope(RopeScaling::Default).rotation(
+        &positions,
+        8,
+        Kind::Double,
+        Device::Cpu,
+    );
+    let turn = |x: &[Tensor]| rotation.apply(&x[0]);
+    gradcheck(turn, &[leaf(&[2, 2, 3, 8])], 1e-6, 1e-8, 1e-7).unwrap();
 }
 
 fn rope(scaling: RopeScaling) -> Rope {
@@ -145,7 +169,7 @@ fn rope_turns_pairs_by_their_angle() {
     let positions = Tensor::arange_start(3, 3 + t, (Kind::Int64, Device::Cpu));
     let rotation = rope.rotation(&positions, k, Kind::Float, Device::Cpu);
     let x = wave(&[2, 3, t, k], Kind::Float);
-    let y = rotation.apply(&x);
+    let y = rotation.apply(&x).unwrap();
     for p in 0..t {
         for i in 0..k / 2 {
             let omega = 10_000f64.powf(-2. * i as f64 / k as f64);
@@ -162,7 +186,7 @@ fn rope_turns_pairs_by_their_angle() {
     let dot = |m: i64, n: i64| {
         let at = |p: i64, x: &Tensor| {
             let p = Tensor::from_slice(&[p]);
-            rope.rotation(&p, k, Kind::Float, Device::Cpu).apply(x)
+            rope.rotation(&p, k, Kind::Float, Device::Cpu).apply(x).unwrap()
         };
         let (q, v) = (
             wave(&[1, 1, 1, k], Kind::Float),
@@ -229,8 +253,8 @@ fn grouped_query_attention_is_its_formula() {
         let y = l.forward(&x, Mode::Eval).unwrap();
         y.view([2, t, n, k]).transpose(1, 2)
     };
-    let q = rotation.apply(&heads(&attention.q, h));
-    let key = rotation.apply(&heads(&attention.k, g));
+    let q = rotation.apply(&heads(&attention.q, h)).unwrap();
+    let key = rotation.apply(&heads(&attention.k, g)).unwrap();
     let v = heads(&attention.v, g);
     let mut rows = Vec::new();
     for b in 0..2 {
