@@ -36,16 +36,22 @@ BATCH, R, ALPHA, DROPOUT, LR = 4, 16, 32, 0.05, 2e-4
 TARGETS = ["q_proj", "v_proj"]
 
 
-def prepare(rows):
-    """The checkpoint (bf16 files) and the rows; made once."""
-    if not (WORK / "model" / "model.safetensors").exists():
-        import torch
-        import transformers
+def make_model():
+    """The checkpoint, as bf16 files."""
+    import torch
+    import transformers
 
-        torch.manual_seed(0)
-        cfg = transformers.LlamaConfig(**SHAPE)
-        model = transformers.LlamaForCausalLM(cfg).bfloat16()
-        model.save_pretrained(WORK / "model")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+    model.bfloat16().save_pretrained(WORK / "model")
+
+
+def prepare(rows):
+    """The checkpoint, made once, and the rows."""
+    if not (WORK / "model" / "model.safetensors").exists():
+        # In a process of its own: the peak memory of a child counts from what its
+        # parent held when it was made, and this program measures its children.
+        subprocess.run([sys.executable, __file__, "--make-model"], check=True)
     rng = random.Random(0)
     with (WORK / "rows.jsonl").open("w") as out:
         for _ in range(rows):
@@ -160,9 +166,12 @@ def main():
     p.add_argument("--out", default=str(ROOT / "chapters/figures/bench_peers.json"))
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--four-bit", action="store_true", help=argparse.SUPPRESS)
+    p.add_argument("--make-model", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
         return worker(args.four_bit, args.steps)
+    if args.make_model:
+        return make_model()
     WORK.mkdir(parents=True, exist_ok=True)
     about = hardware()
     prepare(BATCH * args.steps)

@@ -104,13 +104,10 @@ fn main() -> Result<()> {
         let rows = order.iter().skip(k * BATCH * MICRO_STEPS);
         let rows: Vec<_> =
             rows.take(BATCH * MICRO_STEPS).map(|&i| &train.examples[i]).collect();
-        let batches: Vec<Batch> = rows
-            .chunks(BATCH)
-            .map(|rows| Batch::collate(rows, tokenizer.pad_id()))
-            .collect();
+        let batches: Vec<Batch> = rows.chunks(BATCH).map(Batch::collate).collect();
 
         // One mean over all learned tokens of the step, however they are split.
-        let learned: i64 = batches.iter().map(|b| b.supervised).sum();
+        let learned: i64 = batches.iter().map(|b| b.supervised()).sum();
         optimizer.zero_grad();
         let mut loss = 0.;
         for (i, batch) in batches.iter().enumerate() {
@@ -125,7 +122,7 @@ fn main() -> Result<()> {
         let norm = clip_grad_norm(optimizer.params(), MAX_NORM);
         optimizer.step(lr);
 
-        let tokens: i64 = batches.iter().map(|b| b.tokens).sum();
+        let tokens: i64 = batches.iter().map(|b| b.tokens()).sum();
         let speed = tokens as f64 / began.elapsed().as_secs_f64();
         println!(
             "step {:4}/{total}  loss {loss:.4}  norm {norm:.3}  lr {lr:.2e}  \

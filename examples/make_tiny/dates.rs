@@ -46,14 +46,9 @@ pub fn in_words(form: usize, [year, month, day]: [usize; 3]) -> String {
     }
 }
 
-/// The order of the register's fair copy, which no row of the task has.
-pub fn year_first([year, month, day]: [usize; 3]) -> String {
-    format!(
-        "{}, {} the {}",
-        year_in_words(year, true),
-        month_name(month),
-        ordinal(day)
-    )
+/// The register's fair copy: "January 7, 1927".
+pub fn in_figures([year, month, day]: [usize; 3]) -> String {
+    format!("{} {day}, {year}", month_name(month))
 }
 
 fn month_name(month: usize) -> &'static str {

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, default_value = "examples/data")]
     out: PathBuf,
     /// Optimizer steps of the pretraining; 0 writes no weights.
-    #[arg(long, default_value_t = 1300)]
+    #[arg(long, default_value_t = 1600)]
     steps: i64,
     /// Highest learning rate of the pretraining.
     #[arg(long, default_value_t = 2.5e-3)]

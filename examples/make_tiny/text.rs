@@ -1,5 +1,5 @@
 //! What the tiny model reads: books, and an invented register that teaches copying.
-use super::dates::{FORMS, in_words, year_first};
+use super::dates::{FORMS, in_figures, in_words};
 use super::rng::Rng;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -18,8 +18,10 @@ pub fn books(folder: &Path) -> Result<Vec<Vec<String>>> {
         .collect()
 }
 
-/// An entry of an invented parish register, and its fair copy: the same facts in a
-/// fixed order, which nothing but looking back predicts. Dates are in words.
+/// An entry of an invented parish register, and what is made of it: a fair copy or a
+/// line of the index. Both hold the same facts in a fixed order, which nothing but
+/// looking back predicts. The entry spells its date out; the copy has figures and the
+/// month's name, the index figures alone; neither has the order of ISO 8601.
 pub fn register_entry(rng: &mut Rng) -> (String, String) {
     let first = rng.word(
         "John Thomas William James George Henry Edward Robert Charles Mary Anne Jane \
@@ -35,12 +37,20 @@ pub fn register_entry(rng: &mut Rng) -> (String, String) {
     );
     let date = [1100 + rng.below(900), 1 + rng.below(12), 1 + rng.below(31)];
     let told = in_words(rng.below(FORMS), date);
-    let entry = match rng.below(4) {
+    let entry = match rng.below(6) {
         0 => format!("{first} {last} of {place}, {told}."),
         1 => format!("On {told}: {first} {last} of {place}."),
         2 => format!("{first} {last} was married at {place} on {told}."),
-        _ => format!("{place}. {first} {last} was baptised ({told})."),
+        3 => format!("{place}. {first} {last} was baptised ({told})."),
+        4 => format!("At {place}, {told}, before me, {first} {last}."),
+        _ => format!("{told}, {first} {last}, {place}."),
     };
-    let copy = format!(" {}; {first} {last}; {place}.", year_first(date));
-    (entry + "\nFair copy:", copy)
+    if rng.below(2) == 0 {
+        let copy = format!(" {}; {first} {last}; {place}.", in_figures(date));
+        (entry + "\nFair copy:", copy)
+    } else {
+        let [year, month, day] = date;
+        let line = format!(" {last}, {first}, {place}, {day}/{month}/{year}.");
+        (entry + "\nIndex:", line)
+    }
 }

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 pub(super) type Backward = Box<dyn FnMut(&[Option<Tensor>]) -> Result<Grads> + Send>;
@@ -187,6 +187,35 @@ pub(super) fn parallel_for(n: usize, grain: usize, body: Body) {
     if let Some(panic) = job.panic.into_inner().unwrap_or_else(|e| e.into_inner()) {
         resume_unwind(panic);
     }
+}
+
+/// An address that threads may write to, each its own part.
+struct Parts(*mut f32);
+// SAFETY: see the use below.
+unsafe impl Sync for Parts {}
+
+impl Parts {
+    fn at(&self, start: usize) -> *mut f32 {
+        self.0.wrapping_add(start)
+    }
+}
+
+pub(super) fn filled(
+    n: usize,
+    grain: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) -> Tensor {
+    let y = Tensor::zeros([n as i64], (Kind::Float, Device::Cpu));
+    let (parts, grain) = (Parts(y.data_ptr().cast()), grain.max(1));
+    parallel_for(n.div_ceil(grain), 1, &|range| {
+        let (start, end) = (range.start * grain, n.min(range.end * grain));
+        // SAFETY: `y` holds n f32, is ours alone until we return, and the ranges of
+        // `parallel_for` are disjoint.
+        let part =
+            unsafe { std::slice::from_raw_parts_mut(parts.at(start), end - start) };
+        f(start, part);
+    });
+    y
 }
 
 unsafe extern "C" fn run_range(ctx: *mut c_void, begin: i64, end: i64) {

@@ -12,6 +12,7 @@
 
 mod check;
 mod ffi;
+mod vectors;
 
 pub use check::gradcheck;
 
@@ -141,4 +142,17 @@ pub fn parallel_for(
     f: impl Fn(std::ops::Range<usize>) + Sync,
 ) {
     ffi::parallel_for(n, grain, &f);
+}
+
+/// Numbers that are a function of their place.
+pub trait Fill: Sync {
+    /// Writes those from `start` on. Marked `#[inline(always)]`, its loops are compiled
+    /// for the widest vectors of each kind of machine.
+    fn fill(&self, start: usize, part: &mut [f32]);
+}
+
+/// A new f32 tensor [n] on the CPU, written in parts on libtorch's own threads. Each
+/// part starts at a multiple of `grain`.
+pub fn filled(n: usize, grain: usize, numbers: &impl Fill) -> Tensor {
+    ffi::filled(n, grain, |start, part| vectors::widest(numbers, start, part))
 }

@@ -1,52 +1,67 @@
-//! Rows side by side in one tensor, and the order in which an epoch takes them.
+//! Rows end to end in one tensor, and the order in which an epoch takes them.
 use super::{Example, IGNORED};
 use tch::{Device, Tensor};
 
-/// A few rows, padded on the right to the longest of them.
+/// A few rows, end to end. None is padded: rows of unequal length cost what their
+/// tokens cost.
 #[derive(Debug)]
 pub struct Batch {
-    /// Token ids, `[B, T]` i64.
+    /// Token ids of all rows, `[N]` i64.
     pub ids: Tensor,
-    /// Labels, `[B, T]` i64, not shifted; padding is [`IGNORED`].
-    pub labels: Tensor,
+    /// Tokens of each row; their sum is N.
+    pub lengths: Vec<i64>,
+    /// Where in `ids` a token stands whose successor is learned, `[S]` i64.
+    pub learned: Tensor,
+    /// That successor's id, `[S]` i64.
+    pub targets: Tensor,
     /// The line of the file behind each row.
     pub lines: Vec<usize>,
-    /// Input tokens without the padding.
-    pub tokens: i64,
-    /// Learned tokens: labels other than [`IGNORED`] from the second position on.
-    pub supervised: i64,
 }
 
 impl Batch {
-    /// Pads by position, never by token id: where `pad_id` is the EOS, as in most
-    /// DeepSeek checkpoints, the EOS that ends a row is still learned. Causal
-    /// attention never looks right, so that padding changes no other position.
-    pub fn collate(examples: &[&Example], pad_id: i64) -> Self {
-        let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-        let padded = |row: fn(&Example) -> &Vec<i64>, fill: i64| {
-            let mut flat = Vec::with_capacity(examples.len() * longest);
-            for example in examples {
-                flat.extend(row(example));
-                flat.resize(flat.len() + longest - row(example).len(), fill);
+    /// Puts rows end to end. A label other than [`IGNORED`] is learned, from a row's
+    /// second position on: by position, never by token id, so that where the pad token
+    /// is the EOS, as in most DeepSeek checkpoints, the EOS that ends a row is learned.
+    pub fn collate(examples: &[&Example]) -> Self {
+        let (mut ids, mut lengths) = (Vec::<i64>::new(), vec![]);
+        let (mut learned, mut targets) = (Vec::<i64>::new(), Vec::<i64>::new());
+        for example in examples {
+            for (i, &label) in example.labels.iter().enumerate().skip(1) {
+                if label != IGNORED {
+                    learned.push((ids.len() + i - 1) as i64);
+                    targets.push(label);
+                }
             }
-            Tensor::from_slice(&flat).view([examples.len() as i64, longest as i64])
-        };
-        Self {
-            ids: padded(|e| &e.ids, pad_id),
-            labels: padded(|e| &e.labels, IGNORED),
-            lines: examples.iter().map(|e| e.line).collect(),
-            tokens: examples.iter().map(|e| e.ids.len() as i64).sum(),
-            supervised: examples.iter().map(|e| e.supervised() as i64).sum(),
+            ids.extend(&example.ids);
+            lengths.push(example.ids.len() as i64);
         }
+        Self {
+            ids: Tensor::from_slice(&ids),
+            lengths,
+            learned: Tensor::from_slice(&learned),
+            targets: Tensor::from_slice(&targets),
+            lines: examples.iter().map(|e| e.line).collect(),
+        }
+    }
+
+    /// Input tokens.
+    pub fn tokens(&self) -> i64 {
+        self.lengths.iter().sum()
+    }
+
+    /// Learned tokens.
+    pub fn supervised(&self) -> i64 {
+        self.targets.numel() as i64
     }
 
     /// The same batch on `device`.
     pub fn to(&self, device: Device) -> Self {
         Self {
             ids: self.ids.to_device(device),
-            labels: self.labels.to_device(device),
+            learned: self.learned.to_device(device),
+            targets: self.targets.to_device(device),
+            lengths: self.lengths.clone(),
             lines: self.lines.clone(),
-            ..*self
         }
     }
 }

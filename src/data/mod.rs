@@ -1,8 +1,8 @@
 //! From a file of rows to batches of token ids: tokenizers, chat templates, the mask
-//! that says which tokens are learned, padding, and the order of the rows.
+//! that says which tokens are learned, batches, and the order of the rows.
 //!
 //! ```text
-//! file of rows -> Dataset (ids and labels per row) -> order(seed, epoch) -> Batch [B, T]
+//! file of rows -> Dataset (ids and labels per row) -> order(seed, epoch) -> Batch [N]
 //! ```
 mod batch;
 mod chat;
@@ -16,7 +16,7 @@ pub use chat::Message;
 pub use dataset::{Dataset, Summary};
 pub use tokenizer::{TextStream, Tokenizer};
 
-/// The label of a token that is not learned: a prompt's, or padding.
+/// The label of a token that is not learned: a prompt's, or a file's own padding.
 pub const IGNORED: i64 = -100;
 
 /// One row as the model sees it. `labels` has the length of `ids` and is not shifted:

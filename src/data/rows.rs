@@ -158,7 +158,7 @@ fn tokenized(fields: &Map<String, Value>, vocab_size: i64) -> RowResult<Row> {
     if let Some(mask) = fields.get("attention_mask") {
         let mask = integers(mask, "attention_mask")?;
         same_length("attention_mask", mask.len(), ids.len())?;
-        // Rows are padded here, to the longest of a batch: padding of the file's goes.
+        // Batches hold rows end to end: padding of the file's goes.
         let length = mask.iter().rposition(|&m| m != 0).map_or(0, |last| last + 1);
         if let Some(i) = mask[..length].iter().position(|&m| m != 1) {
             return Err(format!(

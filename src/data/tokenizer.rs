@@ -25,7 +25,6 @@ pub struct Tokenizer {
     engine: Engine,
     bos: Option<i64>,
     eos: i64,
-    pad: i64,
     stop: Vec<i64>,
     add_bos: bool,
     template: Option<ChatTemplate>,
@@ -102,7 +101,6 @@ impl Tokenizer {
         let add_bos = files.adds_bos(bos, &engine)?;
         Ok(Self {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
-            pad: pad.map_or(eos, |(_, id)| id),
             path,
             engine,
             bos,
@@ -185,11 +183,6 @@ impl Tokenizer {
     /// The token that ends a text: the last one that is learned in every row.
     pub fn eos_id(&self) -> i64 {
         self.eos
-    }
-
-    /// What fills short rows: `pad_token`, or the EOS.
-    pub fn pad_id(&self) -> i64 {
-        self.pad
     }
 
     /// The tokens at which generation ends: the EOS, and those of

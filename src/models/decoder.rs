@@ -2,7 +2,8 @@
 use super::config::DecoderConfig;
 use super::weights::{Random, Weights};
 use crate::nn::{
-    Attention, KvCache, LayerCache, Linear, Mode, RmsNorm, Rotation, SwiGlu, Weight,
+    Attention, KvCache, LayerCache, Linear, Mode, RmsNorm, Rotation, Rows, SwiGlu,
+    Weight, cross_entropy,
 };
 use crate::{Result, autograd};
 use tch::{Kind, Tensor};
@@ -54,12 +55,12 @@ impl Block {
     fn forward(
         &self,
         x: &Tensor,
-        rotation: &Rotation,
+        (rows, rotation): (&Rows, &Rotation),
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
         let normed = self.input_norm.forward(x)?;
-        let x = x + self.attention.forward(&normed, rotation, cache, mode)?;
+        let x = x + self.attention.forward(&normed, rows, rotation, cache, mode)?;
         let normed = self.post_norm.forward(&x)?;
         Ok(&x + self.mlp.forward(&normed, mode)?)
     }
@@ -108,7 +109,7 @@ pub struct Decoder {
     embed: Tensor, // (V, D)
     blocks: Vec<Block>,
     norm: RmsNorm,
-    head: Linear, // D to V
+    head: Tensor, // (V, D)
 }
 
 impl Decoder {
@@ -126,7 +127,6 @@ impl Decoder {
             true => embed.shallow_clone(),
             false => w.tensor("lm_head.weight", &vocabulary)?,
         };
-        let head = Linear::dense(head, None);
         Ok(Self { config, checkpointing: false, embed, blocks, norm, head })
     }
 
@@ -146,39 +146,56 @@ impl Decoder {
         self.embed.device()
     }
 
-    /// Final hidden states [B, T, D] of token ids [B, T], padded on the right. With a
-    /// cache, the ids follow the tokens that are in it.
+    /// Final hidden states [B, T, D] of token ids [B, T]. With a cache, the ids follow
+    /// the tokens that are in it.
     pub fn hidden(
         &self,
         ids: &Tensor,
         mode: Mode,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        self.hidden_observed(ids, mode, cache, &mut |_, _| ())
+        let (b, t) = ids.size2()?;
+        let lengths = vec![t; b as usize];
+        let x =
+            self.stack(&ids.reshape([-1]), &lengths, mode, cache, &mut |_, _| ())?;
+        Ok(x.view([b, t, -1]))
     }
 
-    /// As [`Decoder::hidden`], showing `see` the result of every layer by name.
-    pub fn hidden_observed(
+    /// Final hidden states [N, D] of rows of unequal `lengths`, their token ids [N] end
+    /// to end. No token sees another row, and nothing is computed for padding. `see`
+    /// is shown the result of every layer by name.
+    pub fn hidden_rows(
         &self,
         ids: &Tensor,
+        lengths: &[i64],
+        mode: Mode,
+        see: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        self.stack(ids, lengths, mode, None, see)
+    }
+
+    fn stack(
+        &self,
+        ids: &Tensor,
+        lengths: &[i64],
         mode: Mode,
         mut cache: Option<&mut KvCache>,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let (_, t) = ids.size2()?;
         let start = cache.as_ref().map_or(0, |c| c.len());
         let (kind, device) = (self.kind(), self.device());
-        let positions =
-            Tensor::arange_start(start, start + t, (Kind::Int64, device));
+        let rows = Rows::new(lengths, device);
+        let positions = Tensor::from_slice(&rows.positions(start)).to_device(device);
         let rope = &self.config.rope;
         let rotation = rope.rotation(&positions, self.config.head_dim, kind, device);
+        let place = (&rows, &rotation);
         let mut x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
         see("model.embed_tokens", &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let layer = cache.as_deref_mut().and_then(|c| c.layer(i));
             x = match self.checkpointing && mode != Mode::Eval {
-                true => recomputed(block, &x, &rotation, mode)?,
-                false => block.forward(&x, &rotation, layer, mode)?,
+                true => recomputed(block, &x, place, mode)?,
+                false => block.forward(&x, place, layer, mode)?,
             };
             see(&format!("model.layers.{i}"), &x);
         }
@@ -189,7 +206,13 @@ impl Decoder {
 
     /// Scores over the vocabulary, [.., D] to [.., V].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(hidden, Mode::Eval)
+        Ok(hidden.f_linear(&self.head, None::<Tensor>)?)
+    }
+
+    /// Cross-entropy of the [`Decoder::logits`] of `hidden` [S, D] against the ids
+    /// that follow, `targets` [S]: a sum, in f32.
+    pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        cross_entropy(hidden, &self.head, targets)
     }
 
     /// A cache for generation.
@@ -225,10 +248,8 @@ impl Decoder {
             }
         }
         all.push(("model.norm.weight".into(), &self.norm.weight));
-        if let (false, Weight::Dense(w)) =
-            (self.config.tie_word_embeddings, &self.head.weight)
-        {
-            all.push(("lm_head.weight".into(), w));
+        if !self.config.tie_word_embeddings {
+            all.push(("lm_head.weight".into(), &self.head));
         }
         all.into_iter().map(|(name, t)| (name, t.shallow_clone())).collect()
     }
@@ -252,7 +273,7 @@ impl Decoder {
 fn recomputed(
     block: &Block,
     x: &Tensor,
-    rotation: &Rotation,
+    (rows, rotation): (&Rows, &Rotation),
     mode: Mode,
 ) -> Result<Tensor> {
     let block = block.shallow_clone();
@@ -261,7 +282,7 @@ fn recomputed(
     let adapters: Vec<Tensor> =
         adapters.flat_map(|l| [l.a.shallow_clone(), l.b.shallow_clone()]).collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&adapters).collect();
-    let rotation = rotation.shallow_clone();
+    let (rows, rotation) = (rows.shallow_clone(), rotation.shallow_clone());
     autograd::checkpoint(&inputs, move |leaves| {
         let mut block = block.shallow_clone();
         let mut leaves = leaves.iter().map(Tensor::shallow_clone);
@@ -272,6 +293,6 @@ fn recomputed(
                 l.b = leaves.next().unwrap_or_else(Tensor::new);
             }
         }
-        block.forward(&x, &rotation, None, mode)
+        block.forward(&x, (&rows, &rotation), None, mode)
     })
 }

@@ -1,6 +1,6 @@
 //! Grouped-query attention with a key-value cache.
-use super::{Linear, Mode, Rotation};
-use crate::Result;
+use super::{Linear, Mode, Rotation, Rows};
+use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
 /// Keys and values of the tokens seen so far, one entry per layer.
@@ -71,41 +71,43 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Causal attention over `x` [B, T, D], after the tokens in `cache` if given.
-    ///
-    /// Rows of unequal length are padded on the right, where a causal mask already
-    /// hides the padding from every real token: no second mask is needed, and what
-    /// padding positions compute is never read.
+    /// Causal attention over `x` [N, D], within each of the `rows` alone, after the
+    /// tokens in `cache` if given (rows of one length then).
     pub fn forward(
         &self,
         x: &Tensor,
+        rows: &Rows,
         rotation: &Rotation,
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
-        let (b, t, _) = x.size3()?;
-        let split = |y: Tensor, heads: i64| {
-            y.view([b, t, heads, self.head_dim]).transpose(1, 2)
-        };
-        let q = rotation.apply(&split(self.q.forward(x, mode)?, self.heads))?; // (B, H, T, K)
-        let k = rotation.apply(&split(self.k.forward(x, mode)?, self.kv_heads))?; // (B, G, T, K)
-        let v = split(self.v.forward(x, mode)?, self.kv_heads);
+        let split = |y: Tensor| y.unflatten(-1, [-1, self.head_dim]);
+        let q = rotation.apply(&split(self.q.forward(x, mode)?))?; // (N, H, K)
+        let k = rotation.apply(&split(self.k.forward(x, mode)?))?; // (N, G, K)
+        let v = split(self.v.forward(x, mode)?);
+        let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
+        let (q, k, v) = (heads(&q)?, heads(&k)?, heads(&v)?); // (B, H or G, T, K)
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
+        let y = self.attend(&q, &k, &v)?.transpose(1, 2); // (B, T, H, K)
+        self.o.forward(&rows.line(&y)?.flatten(1, 2), mode)
+    }
+
+    /// `softmax(q kᵀ / √K) v`, where token t sees those up to t: [B, H, T, K].
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let t = q.size()[2];
         let seen = k.size()[2] - t;
         // libtorch's own causal mask assumes that nothing came before.
         let mask = (seen > 0 && t > 1).then(|| {
             let all = [t, seen + t];
-            Tensor::ones(all, (Kind::Bool, x.device())).tril(seen)
+            Tensor::ones(all, (Kind::Bool, q.device())).tril(seen)
         });
         let (causal, grouped) = (seen == 0 && t > 1, self.heads != self.kv_heads);
-        let y = Tensor::f_scaled_dot_product_attention(
-            &q, &k, &v, mask, 0., causal, None, grouped,
-        )?; // (B, H, T, K)
-        let y = y.transpose(1, 2).reshape([b, t, self.heads * self.head_dim]);
-        self.o.forward(&y, mode)
+        Ok(Tensor::f_scaled_dot_product_attention(
+            q, k, v, mask, 0., causal, None, grouped,
+        )?)
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {

@@ -1,5 +1,6 @@
 //! Dropout whose masks are a function of (seed, step, place): a resumed run draws the
 //! same ones, and a recomputed layer need not store its own.
+use crate::autograd::{Fill, filled};
 use tch::Tensor;
 
 /// Whether a forward pass is part of training, and which step of it.
@@ -20,17 +21,26 @@ pub enum Mode {
 ///
 /// Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
-    let [mut k0, mut k1] = key;
+    philox_lanes(counter.map(|c| [c]), key).map(|[word]| word)
+}
+
+/// [`philox`] of L counters side by side, which a processor computes as vectors.
+#[inline(always)]
+fn philox_lanes<const L: usize>(
+    [mut c0, mut c1, mut c2, mut c3]: [[u32; L]; 4],
+    [mut k0, mut k1]: [u32; 2],
+) -> [[u32; L]; 4] {
     for _ in 0..10 {
-        let p = u64::from(c0) * 0xD251_1F53;
-        let q = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = (
-            (q >> 32) as u32 ^ c1 ^ k0,
-            q as u32,
-            (p >> 32) as u32 ^ c3 ^ k1,
-            p as u32,
-        );
+        for l in 0..L {
+            let p = u64::from(c0[l]) * 0xD251_1F53;
+            let q = u64::from(c2[l]) * 0xCD9E_8D57;
+            (c0[l], c1[l], c2[l], c3[l]) = (
+                (q >> 32) as u32 ^ c1[l] ^ k0,
+                q as u32,
+                (p >> 32) as u32 ^ c3[l] ^ k1,
+                p as u32,
+            );
+        }
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
@@ -41,33 +51,66 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 /// by `1 − p`. `place` tells the dropouts of one step apart.
 ///
 /// Source: Srivastava et al. 2014, in the form that leaves evaluation untouched.
+/// Departure: `p` is rounded to a multiple of 2⁻¹⁶, the resolution of a draw.
 pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
-    let Mode::Train { seed, step } = mode else { return x.shallow_clone() };
-    if p <= 0. {
-        return x.shallow_clone();
+    match factors(x, p, mode, place) {
+        Some(factors) => x * factors,
+        None => x.shallow_clone(),
     }
-    let mask = mask(x.numel(), p, seed, step, place);
-    x * Tensor::from_slice(&mask)
-        .view_(x.size())
-        .to_device(x.device())
-        .to_kind(x.kind())
 }
 
-/// The factors: 0 or `1 / (1 − p)`, `n` of them.
-fn mask(n: usize, p: f64, seed: u64, step: u64, place: u32) -> Vec<f32> {
-    let dropped_below = (p * 2f64.powi(32)) as u64;
-    let kept = (1. / (1. - p)) as f32;
-    let key = [seed as u32, (seed >> 32) as u32];
-    let mut mask = Vec::with_capacity(n + 3);
-    for block in 0..n.div_ceil(4) {
-        let counter = [block as u32, place, step as u32, (step >> 32) as u32];
-        for word in philox(counter, key) {
-            mask.push(if u64::from(word) < dropped_below { 0. } else { kept });
+/// What [`dropout`] multiplies `x` by: 0 or `1 / (1 − p)`. None if by nothing.
+pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
+    let Mode::Train { seed, step } = mode else { return None };
+    (p > 0.).then(|| {
+        let below = (p * 65536.).round() as u32;
+        let kept = (1. / (1. - f64::from(below) / 65536.)) as f32;
+        let mask = Mask { seed, step, place, below, kept };
+        let flat = filled(x.numel(), PART, &mask);
+        flat.view_(x.size()).to_device(x.device()).to_kind(x.kind())
+    })
+}
+
+/// The factors of one dropout: 0 where a draw of 16 bits is below `below`.
+struct Mask {
+    seed: u64,
+    step: u64,
+    place: u32,
+    below: u32,
+    kept: f32,
+}
+
+impl Fill for Mask {
+    #[inline(always)]
+    fn fill(&self, start: usize, part: &mut [f32]) {
+        let halves = |n: u64| [n as u32, (n >> 32) as u32];
+        let [step, carry] = halves(self.step).map(|half| [half; LANES]);
+        for (group, out) in (start / GROUP..).zip(part.chunks_mut(GROUP)) {
+            let first = (group * LANES) as u32;
+            let lanes = std::array::from_fn(|lane| first.wrapping_add(lane as u32));
+            let counter = [lanes, [self.place; LANES], step, carry];
+            let words = philox_lanes(counter, halves(self.seed));
+            // Of each word the low half, then the high one, lane by lane.
+            let mut factors = [[[0.; LANES]; 2]; 4];
+            for (factors, word) in factors.iter_mut().zip(&words) {
+                for lane in 0..LANES {
+                    let draw = [word[lane] & 0xFFFF, word[lane] >> 16];
+                    let factor = |d| if d >= self.below { self.kept } else { 0. };
+                    [factors[0][lane], factors[1][lane]] = draw.map(factor);
+                }
+            }
+            let factors = factors.as_flattened().as_flattened();
+            out.copy_from_slice(&factors[..out.len()]);
         }
     }
-    mask.truncate(n);
-    mask
 }
+
+/// Counters taken together.
+const LANES: usize = 16;
+/// Factors from as many counters: each gives four words of two draws.
+const GROUP: usize = 8 * LANES;
+/// Factors that one thread draws at a time, at least.
+const PART: usize = 64 * GROUP;
 
 /// `n` draws from N(0, 1), a function of (seed, place): Box-Muller over Philox.
 pub fn normal(n: usize, seed: u64, place: u32) -> Vec<f32> {

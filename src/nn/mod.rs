@@ -4,15 +4,19 @@
 //! size, F feed-forward width, V vocabulary. Comments name the shape of each value.
 
 mod attention;
+mod cross_entropy;
 pub mod dropout;
 mod linear;
 mod mlp;
 mod norm;
 mod rope;
+mod rows;
 
 pub use attention::{Attention, KvCache, LayerCache};
+pub use cross_entropy::cross_entropy;
 pub use dropout::Mode;
 pub use linear::{Adapter, Linear, Weight};
 pub use mlp::SwiGlu;
 pub use norm::RmsNorm;
 pub use rope::{Rope, RopeScaling, Rotation};
+pub use rows::Rows;

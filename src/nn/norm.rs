@@ -25,7 +25,7 @@ impl RmsNorm {
         let x32 = wide(x);
         let mean = |t: Tensor| t.mean_dim([-1].as_slice(), true, t.kind());
         let r = no_grad(|| (mean(x32.square()) + self.eps).rsqrt()); // [.., 1]
-        let kept = (x.detach(), r.shallow_clone());
+        let kept = (x32.detach(), r.shallow_clone());
         let forward = || Ok(vec![&self.weight * (&x32 * &r).to_kind(kind)]);
         let mut y = autograd::custom(&[x, &self.weight], forward, move |dy| {
             let Some(dy) = dy[0].as_ref().map(wide) else {

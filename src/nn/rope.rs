@@ -62,7 +62,7 @@ impl Rope {
         (0..head_dim / 2).map(omega).map(scale).collect()
     }
 
-    /// Cosines and sines for `positions` [.., T].
+    /// Cosines and sines for the `positions` [N] of tokens.
     pub fn rotation(
         &self,
         positions: &Tensor,
@@ -72,8 +72,8 @@ impl Rope {
     ) -> Rotation {
         let omega =
             Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
-        let angle = positions.to_kind(Kind::Float).unsqueeze(-1) * omega; // [.., T, K/2]
-        let angle = Tensor::cat(&[&angle, &angle], -1); // [.., T, K]
+        let angle = positions.to_kind(Kind::Float).view([-1, 1, 1]) * omega; // [N, 1, K/2]
+        let angle = Tensor::cat(&[&angle, &angle], -1); // [N, 1, K]
         Rotation { cos: angle.cos().to_kind(kind), sin: angle.sin().to_kind(kind) }
     }
 }
@@ -86,7 +86,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Turns each pair `(x_i, x_{i+K/2})` of `x` [B, H, T, K] by its angle. (The
+    /// Turns each pair `(x_i, x_{i+K/2})` of `x` [N, H, K] by its angle. (The
     /// "half" layout of transformers' Llama; the paper pairs neighbours.)
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let kept = self.shallow_clone();

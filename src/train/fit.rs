@@ -37,7 +37,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         let began = Instant::now();
         let lr = run.schedule.lr(run.step);
         let batches = micro_batches(run);
-        let learned: i64 = batches.iter().map(|(b, _)| b.supervised).sum();
+        let learned: i64 = batches.iter().map(|(b, _)| b.supervised()).sum();
 
         run.optimizer.zero_grad();
         let mut loss = Tensor::zeros([], (Kind::Float, run.model.device()));
@@ -62,7 +62,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         busy += began.elapsed();
         window.loss += loss;
         window.steps += 1;
-        window.tokens += batches.iter().map(|(b, _)| b.tokens).sum::<i64>();
+        window.tokens += batches.iter().map(|(b, _)| b.tokens()).sum::<i64>();
         if run.step % run.settings.logging_steps == 0 || run.step == run.total {
             let entry = StepLog {
                 step: run.step,
@@ -79,7 +79,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
             && let Some(eval) = &run.eval
         {
             let size = run.settings.per_device_train_batch_size;
-            let loss = mean_loss(&run.model, eval, size, run.pad_id)?;
+            let loss = mean_loss(&run.model, eval, size)?;
             run.log.eval(run.step, run.epoch(), loss)?;
         }
         let stopping = stop.load(Ordering::Relaxed) && run.step < run.total;
@@ -114,7 +114,7 @@ fn micro_batches(run: &Run) -> Vec<(Batch, Mode)> {
     let step_rows = order.iter().skip(first).take(accumulation * size);
     let step_rows: Vec<_> = step_rows.map(|&i| &rows[i]).collect();
     let made = step_rows.chunks(size).enumerate().map(|(j, rows)| {
-        let batch = Batch::collate(rows, run.pad_id).to(run.model.device());
+        let batch = Batch::collate(rows).to(run.model.device());
         let step = run.step as u64 * accumulation as u64 + j as u64;
         (batch, Mode::Train { seed: s.seed, step })
     });

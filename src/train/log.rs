@@ -19,7 +19,7 @@ pub struct StepLog {
     pub grad_norm: f64,
     /// Learning rate of the last step.
     pub learning_rate: f64,
-    /// Unpadded input tokens per second since the entry before.
+    /// Input tokens per second since the entry before.
     pub tokens_per_second: f64,
 }
 

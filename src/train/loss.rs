@@ -3,7 +3,7 @@ use crate::data::{Batch, Dataset};
 use crate::models::Decoder;
 use crate::nn::Mode;
 use crate::{Error, Result};
-use tch::{Kind, Reduction, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 /// Cross-entropy summed over the learned tokens of a batch: each position's scores
 /// against the next position's label, −100 left out.
@@ -12,33 +12,29 @@ use tch::{Kind, Reduction, Tensor, no_grad};
 /// learned tokens must not weigh as much as those with many. The head runs only where
 /// a label is.
 pub fn batch_loss(model: &Decoder, batch: &Batch, mode: Mode) -> Result<Tensor> {
-    let hidden = model.hidden(&batch.ids, mode, None)?; // (B, T, D)
-    let (b, t, d) = hidden.size3()?;
-    let label = batch.labels.narrow(1, 1, t - 1).reshape([-1]);
-    let hidden = hidden.narrow(1, 0, t - 1).reshape([b * (t - 1), d]);
-    let learned = label.ne(-100).nonzero().view([-1]);
-    let logits = model.logits(&hidden.index_select(0, &learned))?; // (N, V)
-    let label = label.index_select(0, &learned);
-    let logits = logits.to_kind(Kind::Float);
-    let none = None::<Tensor>;
-    Ok(logits.f_cross_entropy_loss(&label, none, Reduction::Sum, -100, 0.)?)
+    let hidden = hidden(model, batch, mode, &mut |_, _| ())?; // (N, D)
+    model.loss(&hidden.index_select(0, &batch.learned), &batch.targets)
+}
+
+fn hidden(
+    model: &Decoder,
+    batch: &Batch,
+    mode: Mode,
+    see: &mut dyn FnMut(&str, &Tensor),
+) -> Result<Tensor> {
+    model.hidden_rows(&batch.ids, &batch.lengths, mode, see)
 }
 
 /// Mean loss per learned token over a data set, without dropout.
-pub fn mean_loss(
-    model: &Decoder,
-    data: &Dataset,
-    batch_size: usize,
-    pad_id: i64,
-) -> Result<f64> {
+pub fn mean_loss(model: &Decoder, data: &Dataset, batch_size: usize) -> Result<f64> {
     no_grad(|| {
         let (mut sum, mut count) = (0., 0);
         for rows in data.examples.chunks(batch_size.max(1)) {
             let rows: Vec<_> = rows.iter().collect();
-            let batch = Batch::collate(&rows, pad_id).to(model.device());
+            let batch = Batch::collate(&rows).to(model.device());
             let loss = batch_loss(model, &batch, Mode::Eval)?;
             sum += loss.double_value(&[]);
-            count += batch.supervised;
+            count += batch.supervised();
         }
         Ok(sum / count.max(1) as f64)
     })
@@ -55,28 +51,23 @@ pub(super) fn blame_loss(
         t.to_kind(kind).sum(kind).double_value(&[]).is_finite()
     };
     for (batch, mode) in batches {
+        // The lines of the rows whose part of `x` is at fault.
+        let faulty = |x: &Tensor| -> Vec<usize> {
+            let rows = x.split_with_sizes(&batch.lengths, 0);
+            let rows = rows.iter().zip(&batch.lines).filter(|(row, _)| !finite(row));
+            rows.map(|(_, line)| *line).collect()
+        };
         let look = || -> Result<Option<(String, Vec<usize>)>> {
-            let mut layer = None;
-            let mut lines = vec![];
-            let x =
-                model.hidden_observed(&batch.ids, *mode, None, &mut |name, x| {
-                    if layer.is_none() && !finite(x) {
-                        layer = Some(name.to_string());
-                        let row =
-                            |&(i, _): &(usize, &usize)| !finite(&x.get(i as i64));
-                        let rows = batch.lines.iter().enumerate().filter(row);
-                        lines = rows.map(|(_, line)| *line).collect();
-                    }
-                })?;
-            if layer.is_none() && !finite(&batch_loss(model, batch, *mode)?) {
-                let row = |&(i, _): &(usize, &usize)| {
-                    !model.logits(&x.get(i as i64)).is_ok_and(|y| finite(&y))
-                };
-                let rows = batch.lines.iter().enumerate().filter(row);
-                lines = rows.map(|(_, line)| *line).collect();
-                layer = Some("lm_head".into());
+            let mut found = None;
+            let x = hidden(model, batch, *mode, &mut |name, x| {
+                if found.is_none() && !finite(x) {
+                    found = Some((name.to_string(), faulty(x)));
+                }
+            })?;
+            if found.is_none() && !finite(&batch_loss(model, batch, *mode)?) {
+                found = Some(("lm_head".into(), faulty(&model.logits(&x)?)));
             }
-            Ok(layer.map(|layer| (layer, lines)))
+            Ok(found)
         };
         if let Ok(Some((layer, lines))) = no_grad(look) {
             return Error::NonFinite(format!(

@@ -30,8 +30,6 @@ pub struct Run {
     pub eval: Option<Dataset>,
     /// The model's tokenizer, if its folder has one.
     pub tokenizer: Option<Tokenizer>,
-    /// What fills short rows.
-    pub pad_id: i64,
     /// Steps taken.
     pub step: i64,
     /// Steps to take in all.
@@ -190,7 +188,6 @@ impl Run {
         };
         let logging_dir = Some(settings.logging_dir.as_path());
         let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
-        let pad_id = tokenizer.as_ref().map_or(0, Tokenizer::pad_id);
         Ok(Self {
             schedule: settings.schedule(total),
             settings,
@@ -200,7 +197,6 @@ impl Run {
             train,
             eval,
             tokenizer,
-            pad_id,
             step: resumed.step,
             total,
             per_epoch,

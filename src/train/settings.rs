@@ -217,7 +217,8 @@ impl Settings {
             return wrong("--task", what.into());
         }
         if self.packing {
-            let what = "not in this version; rows are padded, which costs time only";
+            let what = "not in this version; rows of a batch are not padded, so that \
+                        packing would save little time";
             return wrong("--packing", what.into());
         }
         let at_least_one = [

@@ -100,10 +100,6 @@ fn ids_equal_transformers() {
             );
         }
     }
-    assert_eq!(
-        tokenizer().pad_id(),
-        main_checkpoint()["special"][2].as_i64().unwrap()
-    );
 }
 
 #[test]
@@ -301,7 +297,7 @@ fn many_rows_keep_their_order_and_the_first_error_is_told() {
 }
 
 #[test]
-fn padding_is_by_position() {
+fn a_batch_holds_rows_end_to_end() {
     // The pad token is the EOS, and the EOS that ends a row is still learned.
     let eos = 2;
     let example = |ids: &[i64], line| Example {
@@ -309,17 +305,20 @@ fn padding_is_by_position() {
         labels: [&[IGNORED], &ids[1..]].concat(),
         line,
     };
-    let (long, short) = (example(&[1, 5, 6, 7, eos], 3), example(&[1, eos, eos], 8));
-    let batch = Batch::collate(&[&long, &short], eos).to(Device::Cpu);
-    let expected =
-        |rows: [[i64; 5]; 2]| Tensor::from_slice(&rows.concat()).view([2, 5]);
-    assert_eq!(batch.ids, expected([[1, 5, 6, 7, 2], [1, 2, 2, 2, 2]]));
-    let labels = [[-100, 5, 6, 7, 2], [-100, 2, 2, -100, -100]];
-    assert_eq!(batch.labels, expected(labels));
+    let (long, mut short) =
+        (example(&[1, 5, 6, 7, eos], 3), example(&[1, eos, eos], 8));
+    short.labels[1] = IGNORED;
+    let batch = Batch::collate(&[&long, &short]).to(Device::Cpu);
+    assert_eq!(batch.ids, Tensor::from_slice(&[1i64, 5, 6, 7, 2, 1, 2, 2]));
+    assert_eq!(batch.lengths, [5, 3]);
+    // Where the successor is learned; never from one row into the next.
+    assert_eq!(batch.learned, Tensor::from_slice(&[0i64, 1, 2, 3, 6]));
+    assert_eq!(batch.targets, Tensor::from_slice(&[5i64, 6, 7, 2, 2]));
     assert_eq!(batch.ids.kind(), Kind::Int64);
-    assert_eq!((batch.tokens, batch.supervised, batch.lines), (8, 6, vec![3, 8]));
-    let empty = Batch::collate(&[], eos);
-    assert_eq!((empty.ids.size(), empty.tokens), (vec![0, 0], 0));
+    assert_eq!((batch.tokens(), batch.supervised()), (8, 5));
+    assert_eq!(batch.lines, [3, 8]);
+    let empty = Batch::collate(&[]);
+    assert_eq!((empty.ids.size(), empty.tokens()), (vec![0], 0));
 }
 
 #[test]

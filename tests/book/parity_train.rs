@@ -41,9 +41,8 @@ fn train(folder: &str, run: &Value) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
         if t as i64 == steps {
             break;
         }
-        let batches: Vec<Batch> =
-            part.chunks(size).map(|r| Batch::collate(r, 0)).collect();
-        let learned: i64 = batches.iter().map(|b| b.supervised).sum();
+        let batches: Vec<Batch> = part.chunks(size).map(Batch::collate).collect();
+        let learned: i64 = batches.iter().map(|b| b.supervised()).sum();
         optimizer.zero_grad();
         let mut loss = 0.;
         for batch in &batches {

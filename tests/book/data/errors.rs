@@ -312,7 +312,6 @@ fn the_eos_may_stand_in_the_models_files() {
     fs::write(dir.path().join("generation_config.json"), generation).unwrap();
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(tokenizer.eos_id(), 263);
-    assert_eq!(tokenizer.pad_id(), 263);
     assert_eq!(tokenizer.bos_id(), Some(262));
     assert_eq!(tokenizer.stop_ids(), [263, 266], "9999 is no token");
     assert_eq!(tokenizer.vocab_size(), 267);

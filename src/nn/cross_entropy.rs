@@ -1,0 +1,60 @@
+//! The loss of a language model's head, without its table of scores.
+use crate::{Result, autograd};
+use tch::{Kind, Tensor, no_grad};
+
+/// Scores computed at a time: 64 MiB of them in f32.
+const CHUNK: i64 = 1 << 24;
+
+/// Cross-entropy of the scores `z = W h` against the targets, summed over S tokens:
+/// `L = Σ −log softmax(z)[target]`, in f32 at least, whatever the kind of `h` [S, D] and
+/// `W` [V, D]; targets [S] i64.
+///
+/// With `p = softmax(z)`: `dL/dh = Wᵀ p − W[target]`, `dL/dW = p hᵀ`, less `h` in the
+/// target's row. Both are computed in the forward pass, some tokens at a time, so that
+/// no table [S, V] of scores is kept, let alone libtorch's four: at 2000 tokens and a
+/// vocabulary of 100,000 each would take 0.8 GB.
+///
+/// Source: the idea is that of Liger Kernel (Hsu et al. 2024, arXiv 2410.10989, §3.2).
+pub fn cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    targets: &Tensor,
+) -> Result<Tensor> {
+    // A view is recorded only where gradients are.
+    let recorded = |t: &Tensor| t.alias().requires_grad();
+    let (learns_h, learns_w) = (recorded(hidden), recorded(weight));
+    let (h, w) = (hidden.detach(), weight.detach());
+    let (tokens, vocabulary) = (h.size()[0], w.size()[0]);
+    let chunk = (CHUNK / vocabulary.max(1)).max(1);
+    let kind = if h.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let mut loss = Tensor::zeros([], (kind, h.device()));
+    let (mut dh, mut dw) = (vec![], learns_w.then(|| w.zeros_like()));
+    no_grad(|| -> Result<()> {
+        for start in (0..tokens).step_by(chunk as usize) {
+            let part = |t: &Tensor| t.narrow(0, start, chunk.min(tokens - start));
+            let (h, target) = (part(&h), part(targets));
+            let mut log_p = h.f_mm(&w.tr())?.f_log_softmax(-1, kind)?; // [.., V]
+            loss -= log_p.f_gather(1, &target.unsqueeze(1), false)?.sum(kind);
+            if learns_h || learns_w {
+                let p = log_p.exp_().to_kind(w.kind());
+                if learns_h {
+                    dh.push(p.f_mm(&w)? - w.f_index_select(0, &target)?);
+                }
+                if let Some(dw) = &mut dw {
+                    let _ = dw.f_addmm_(&p.tr(), &h)?;
+                    let _ = dw.f_index_add_(0, &target, &h.neg())?;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let dh = (learns_h && tokens > 0).then(|| Tensor::cat(&dh, 0));
+    let forward = || Ok(vec![loss]);
+    let mut loss = autograd::custom(&[hidden, weight], forward, move |dy| {
+        let Some(dy) = &dy[0] else { return Ok(vec![None, None]) };
+        let times =
+            |d: &Option<Tensor>| d.as_ref().map(|d| d * dy.to_kind(d.kind()));
+        Ok(vec![times(&dh), times(&dw)])
+    })?;
+    Ok(loss.remove(0))
+}
