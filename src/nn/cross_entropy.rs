@@ -31,8 +31,8 @@ pub fn cross_entropy(
     let (mut dh, mut dw) = (vec![], learns_w.then(|| w.zeros_like()));
     no_grad(|| -> Result<()> {
         for start in (0..tokens).step_by(chunk as usize) {
-            let part = |t: &Tensor| t.narrow(0, start, chunk.min(tokens - start));
-            let (h, target) = (part(&h), part(targets));
+            let part = |t: &Tensor| t.f_narrow(0, start, chunk.min(tokens - start));
+            let (h, target) = (part(&h)?, part(targets)?);
             let mut log_p = h.f_mm(&w.tr())?.f_log_softmax(-1, kind)?; // [.., V]
             loss -= log_p.f_gather(1, &target.unsqueeze(1), false)?.sum(kind);
             if learns_h || learns_w {
