@@ -19,6 +19,7 @@ mod parity_optim;
 mod parity_train;
 mod quant;
 mod schedule;
+mod tiny;
 mod train;
 
 #[path = "../exercises/mod.rs"]
