@@ -283,6 +283,8 @@ fn main() -> anyhow::Result<()> {
     report.number("transformer.blind", blind);
     report.number("transformer.letters", text.entropy());
     report.number("transformer.steps", steps as f64);
+    let embedding = text.model(0)?.named_parameters().remove(0).1;
+    report.number("transformer.spread", embedding.std(true).double_value(&[]));
     report.tolerance("transformer", Some(0.1));
     let sgd_best: usize = table[0].0;
     let adam_best: usize = table[2].0;

@@ -250,7 +250,8 @@ impl Chart {
                 let key = move |(x, y)| {
                     PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(3))
                 };
-                drawn.label(&s.name).legend(key);
+                // plotters measures with another font: room for a wider one.
+                drawn.label(format!("{}\u{a0}\u{a0}", s.name)).legend(key);
             }
         }
         if self.series.iter().any(|s| !s.name.is_empty()) {

@@ -144,6 +144,19 @@ pub fn parallel_for(
     ffi::parallel_for(n, grain, &f);
 }
 
+/// Calls `f` with each of `items`, on libtorch's own threads: whichever is free takes
+/// the next one.
+pub fn for_each<T: Send>(items: Vec<T>, f: impl Fn(T) + Sync) {
+    let threads = items.len().min(tch::get_num_threads() as usize);
+    let items = std::sync::Mutex::new(items.into_iter());
+    let next = || items.lock().unwrap_or_else(|e| e.into_inner()).next();
+    parallel_for(threads, 1, |_| {
+        while let Some(item) = next() {
+            f(item);
+        }
+    });
+}
+
 /// Numbers that are a function of their place.
 pub trait Fill: Sync {
     /// Writes those from `start` on. Marked `#[inline(always)]`, its loops are compiled

@@ -16,9 +16,10 @@ pub use adam::{Adam, AdamW, AmsGrad};
 pub use clip::clip_grad_norm;
 pub use sgd::Sgd;
 
+use crate::autograd::for_each;
 use crate::{Error, Result};
 use std::collections::HashMap;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// A trainable tensor, its name in checkpoints, and how strongly it decays.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ pub struct Hyper {
 
 // ANCHOR: rule
 /// One algorithm box of a paper; `N` tensors are remembered per parameter.
-pub trait Rule<const N: usize> {
+pub trait Rule<const N: usize>: Sync {
     /// Names of the remembered tensors, in checkpoints: `["m", "v"]`.
     const SLOTS: [&'static str; N];
 
@@ -96,6 +97,12 @@ pub trait Optimizer {
     fn load_state(&mut self, saved: &HashMap<String, Tensor>) -> Result<()>;
 }
 
+/// Whether a step is taken beside others, each on a core of its own: what a large
+/// tensor needs, libtorch shares out among the cores by itself.
+fn is_small(p: &Param) -> bool {
+    p.tensor.numel() < 1 << 18 && p.tensor.device() == Device::Cpu
+}
+
 /// Gives [`Optimizer`] to any [`Rule`].
 pub struct Driver<R, const N: usize> {
     rule: R,
@@ -115,19 +122,24 @@ impl<R: Rule<N>, const N: usize> Driver<R, N> {
 impl<R: Rule<N>, const N: usize> Optimizer for Driver<R, N> {
     // ANCHOR: step
     fn step(&mut self, lr: f64) {
-        no_grad(|| {
-            for (p, state) in self.params.iter_mut().zip(&mut self.state) {
-                let g = p.tensor.grad();
-                if !g.defined() {
-                    continue;
-                }
+        let rule = &self.rule;
+        let one = |(p, state): (&mut Param, &mut Option<([Tensor; N], i32)>)| {
+            let g = p.tensor.grad();
+            if !g.defined() {
+                return;
+            }
+            no_grad(|| {
                 let (slots, t) =
-                    state.get_or_insert_with(|| (self.rule.init(&p.tensor), 0));
+                    state.get_or_insert_with(|| (rule.init(&p.tensor), 0));
                 *t += 1;
                 let h = Hyper { t: *t, lr, wd: p.weight_decay };
-                self.rule.update(&mut p.tensor, &g, slots.each_mut(), h);
-            }
-        })
+                rule.update(&mut p.tensor, &g, slots.each_mut(), h);
+            })
+        };
+        let all = self.params.iter_mut().zip(&mut self.state);
+        let (small, large): (Vec<_>, Vec<_>) = all.partition(|(p, _)| is_small(p));
+        large.into_iter().for_each(one);
+        for_each(small, one);
     }
     // ANCHOR_END: step
 
