@@ -1,5 +1,9 @@
 //! Charts as SVG, over plotters: one type that a program saves, the book shows, and a
 //! notebook displays.
+mod heat;
+
+pub use heat::Heat;
+
 use crate::checkpoint::atomic;
 use crate::{Error, Result};
 use plotters::coord::Shift;

@@ -4,6 +4,7 @@ use crate::models::{Decoder, DecoderConfig};
 use crate::nn::dropout::uniform;
 use crate::nn::{Mode, Rope, RopeScaling};
 use crate::optim::{Param, state_bytes};
+use crate::schedule::Schedule;
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::Range;
@@ -12,8 +13,7 @@ use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
 
 const BOOK: &str = "examples/data/corpus/alice_in_wonderland.txt";
-/// B and T of every batch.
-const BATCH: usize = 8;
+/// T of every batch.
 const CONTEXT: usize = 32;
 
 /// A text as numbers, one per distinct character. Its last tenth is held out.
@@ -21,6 +21,7 @@ const CONTEXT: usize = 32;
 pub struct Text {
     ids: Vec<i64>,
     vocabulary: i64,
+    batch: usize,
 }
 
 impl Text {
@@ -48,7 +49,12 @@ impl Text {
         alphabet.dedup();
         let id = |c| alphabet.binary_search(&c).unwrap_or_default() as i64;
         let ids = text.chars().map(id).collect();
-        Self { ids, vocabulary: alphabet.len() as i64 }
+        Self { ids, vocabulary: alphabet.len() as i64, batch: 8 }
+    }
+
+    /// The same, with batches of B rows instead of eight.
+    pub fn with_batch(self, batch: usize) -> Self {
+        Self { batch, ..self }
     }
 
     /// Number of distinct characters: the loss of blind guessing is its logarithm.
@@ -74,12 +80,12 @@ impl Text {
         };
         let (mut x, mut y): (Vec<i64>, Vec<i64>) = (vec![], vec![]);
         let place = 2 * step as u32 + u32::from(held_out);
-        for u in uniform(BATCH, 0.5, seed, place) {
+        for u in uniform(self.batch, 0.5, seed, place) {
             let at = start + ((f64::from(u) + 0.5) * (end - start) as f64) as usize;
             x.extend(&self.ids[at..at + CONTEXT]);
             y.extend(&self.ids[at + 1..at + CONTEXT + 1]);
         }
-        let shape = [BATCH as i64, CONTEXT as i64];
+        let shape = [self.batch as i64, CONTEXT as i64];
         (Tensor::from_slice(&x).view(shape), Tensor::from_slice(&y))
     }
 
@@ -131,8 +137,8 @@ pub struct Run {
     pub state_bytes: usize,
 }
 
-/// Trains [`Text::model`] with a constant learning rate. The seed decides the start
-/// and the batches.
+/// Trains [`Text::model`]; the learning rate is a number, or a schedule. The seed
+/// decides the start and the batches.
 ///
 /// # Errors
 /// What libtorch refuses.
@@ -140,7 +146,7 @@ pub struct Run {
 pub fn train(
     text: &Text,
     make: Make,
-    lr: f64,
+    lr: impl Schedule,
     steps: i64,
     seed: u64,
 ) -> Result<Run> {
@@ -155,7 +161,7 @@ pub fn train(
         }
         optimizer.zero_grad();
         loss.backward();
-        optimizer.step(lr);
+        optimizer.step(lr.lr(step));
     }
     // ANCHOR_END: train
     let seconds_per_step = began.elapsed().as_secs_f64() / losses.len() as f64;
@@ -174,15 +180,15 @@ pub fn train(
 ///
 /// # Errors
 /// What libtorch refuses.
-pub fn train_all(
+pub fn train_all<S: Schedule + Sync>(
     text: &Text,
-    jobs: &[(Make, f64)],
+    jobs: &[(Make, S)],
     steps: i64,
     seeds: Range<u64>,
 ) -> Result<Vec<Vec<Run>>> {
-    let runs: Vec<(Make, f64, u64)> = jobs
+    let runs: Vec<(Make, &S, u64)> = jobs
         .iter()
-        .flat_map(|&(make, lr)| seeds.clone().map(move |seed| (make, lr, seed)))
+        .flat_map(|(make, lr)| seeds.clone().map(move |seed| (*make, lr, seed)))
         .collect();
     // On standard error; nothing shows where that is not a terminal.
     let bar = ProgressBar::new(runs.len() as u64).with_style(
@@ -196,7 +202,7 @@ pub fn train_all(
         while let i = next.fetch_add(1, Ordering::Relaxed)
             && let Some(&(make, lr, seed)) = runs.get(i)
         {
-            done.push((i, train(text, make, lr, steps, seed)));
+            done.push((i, train(text, make, |t: i64| lr.lr(t), steps, seed)));
             bar.inc(1);
         }
         done

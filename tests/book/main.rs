@@ -1,6 +1,7 @@
 //! One test binary, a module per chapter and per part of the library.
 mod autograd;
 mod ch05_adam;
+mod ch06_schedules;
 mod checkpoint;
 mod common;
 mod data;

@@ -60,7 +60,12 @@ const COMMANDS: &[Command] = &[
         "run the programs and write, or compare, their figures and numbers",
         figures::main,
     ),
-    Command("bench", "peers [ARGS]", "speed side by side with PEFT", bench::main),
+    Command(
+        "bench",
+        "peers|optim [ARGS]",
+        "speed side by side with others",
+        bench::main,
+    ),
     Command(
         "preprocess",
         "",
