@@ -4,6 +4,7 @@
 //! rises linearly from 0 at step 0 to the peak at step `warmup`, and the end of a
 //! decay is reached at step `total`, one after the last that is taken.
 
+// ANCHOR: trait
 /// The learning rate at each step. Every `Fn(i64) -> f64` is one.
 pub trait Schedule {
     /// Learning rate at `step`, counted from 0.
@@ -15,6 +16,7 @@ impl<F: Fn(i64) -> f64> Schedule for F {
         self(step)
     }
 }
+// ANCHOR_END: trait
 
 impl Schedule for f64 {
     fn lr(&self, _: i64) -> f64 {
@@ -46,12 +48,14 @@ pub fn linear(peak: f64, warmup: i64, total: i64) -> impl Schedule {
 ///
 /// Source: Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts. Past `total`
 /// it stays at 0, where transformers' formula would rise again.
+// ANCHOR: cosine
 pub fn cosine(peak: f64, warmup: i64, total: i64) -> impl Schedule {
     move |t| {
         let p = progress(t, warmup, total).min(1.);
         peak * rise(t, warmup).unwrap_or_else(|| half_cosine(p))
     }
 }
+// ANCHOR_END: cosine
 
 /// Warmup, then `end + (peak − end) (1 − p)^power` with p the share of the decay that
 /// is behind us.
@@ -182,11 +186,13 @@ pub fn one_cycle(peak: f64, total: i64) -> impl Schedule {
 ///
 /// Source: Hu et al. 2024, arXiv 2404.06395 (MiniCPM), section 4, whose decay is
 /// exponential; with a cosine, as transformers' `get_wsd_schedule`.
+// ANCHOR: wsd
 pub fn wsd(peak: f64, warmup: i64, stable: i64, decay: i64) -> Phase {
     self::warmup(peak, warmup)
         .then(hold(peak, stable))
         .then(cosine_to(peak, 0., decay))
 }
+// ANCHOR_END: wsd
 
 /// A piece of a schedule, so many steps long, to be followed by others.
 pub struct Phase {
@@ -203,6 +209,7 @@ impl Phase {
         Self { rate: Box::new(rate), steps: steps.max(0) }
     }
 
+    // ANCHOR: then
     /// This one, then `next`, which counts its steps from its own beginning.
     pub fn then(self, next: Phase) -> Phase {
         let steps = self.steps;
@@ -212,6 +219,7 @@ impl Phase {
         };
         Phase { rate: Box::new(rate), steps: steps + next.steps }
     }
+    // ANCHOR_END: then
 }
 
 impl Schedule for Phase {

@@ -16,7 +16,12 @@ pub struct Heat {
 
 impl Heat {
     /// An empty map; say units in the labels.
-    pub fn new(title: &str, x_label: &str, y_label: &str, columns: &[&str]) -> Self {
+    pub fn new(
+        title: &str,
+        x_label: &str,
+        y_label: &str,
+        columns: &[impl ToString],
+    ) -> Self {
         let labels = [x_label.into(), y_label.into()];
         let columns = columns.iter().map(|c| c.to_string()).collect();
         Self { title: title.into(), labels, columns, rows: vec![] }

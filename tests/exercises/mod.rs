@@ -3,6 +3,7 @@
 //! `cargo test --test book exercises::ch05_adam`: a starter that is still to do is
 //! passed over, a wrong answer fails.
 mod ch05_adam;
+mod ch06_schedules;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
