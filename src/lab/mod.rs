@@ -2,9 +2,11 @@
 //! what makes a comparison fair. Every method gets the same learning rates, the same
 //! seeds and the same batches; results are medians with their range.
 
+mod parallel;
 mod report;
 mod text;
 
+pub use parallel::parallel;
 pub use report::Report;
 pub use text::{Run, Text, train, train_all};
 

@@ -1,14 +1,12 @@
 //! A small Transformer that learns to spell, on a real book.
-use super::{Make, Spread};
+use super::{Make, Spread, parallel};
 use crate::models::{Decoder, DecoderConfig};
 use crate::nn::dropout::uniform;
 use crate::nn::{Mode, Rope, RopeScaling};
 use crate::optim::{Param, state_bytes};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
 
@@ -190,42 +188,13 @@ pub fn train_all<S: Schedule + Sync>(
         .iter()
         .flat_map(|(make, lr)| seeds.clone().map(move |seed| (*make, lr, seed)))
         .collect();
-    // On standard error; nothing shows where that is not a terminal.
-    let bar = ProgressBar::new(runs.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    let next = AtomicUsize::new(0);
-    let work = || {
-        tch::set_num_threads(1); // matrices this small are not worth sharing
-        let mut done = vec![];
-        while let i = next.fetch_add(1, Ordering::Relaxed)
-            && let Some(&(make, lr, seed)) = runs.get(i)
-        {
-            done.push((i, train(text, make, |t: i64| lr.lr(t), steps, seed)));
-            bar.inc(1);
-        }
-        done
+    let work = |i: usize| {
+        let (make, lr, seed) = runs[i];
+        train(text, make, |t: i64| lr.lr(t), steps, seed)
     };
-    let (threads, cores) = (tch::get_num_threads(), cores());
-    let mut done = std::thread::scope(|s| {
-        let workers: Vec<_> = (0..cores).map(|_| s.spawn(work)).collect();
-        let joined = workers.into_iter().map(|w| match w.join() {
-            Ok(runs) => runs,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        joined.flatten().collect::<Vec<_>>()
-    });
-    tch::set_num_threads(threads);
-    bar.finish_and_clear();
-    done.sort_by_key(|(i, _)| *i);
-    let mut done = done.into_iter().map(|(_, run)| run);
+    let mut done = parallel(runs.len(), work)?.into_iter();
     let each = (seeds.end - seeds.start) as usize;
-    jobs.iter().map(|_| done.by_ref().take(each).collect()).collect()
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+    Ok(jobs.iter().map(|_| done.by_ref().take(each).collect()).collect())
 }
 
 impl Run {

@@ -1,4 +1,4 @@
-//! Gradient clipping by the global norm.
+//! Gradient clipping: by the global norm, by value, and relative to the weights.
 use super::Param;
 use tch::{Kind, Tensor, no_grad};
 
@@ -10,10 +10,10 @@ use tch::{Kind, Tensor, no_grad};
 /// without a gradient do not count; with no gradient at all the norm is 0.
 ///
 /// Source: Pascanu et al. 2013, arXiv 1211.5063; as `torch.nn.utils.clip_grad_norm_`.
+// ANCHOR: norm
 pub fn clip_grad_norm(params: &[Param], max: f64) -> f64 {
     no_grad(|| {
-        let grads: Vec<Tensor> =
-            params.iter().map(|p| p.tensor.grad()).filter(Tensor::defined).collect();
+        let grads = gradients(params);
         if grads.is_empty() {
             return 0.;
         }
@@ -27,4 +27,48 @@ pub fn clip_grad_norm(params: &[Param], max: f64) -> f64 {
         }
         norm
     })
+}
+// ANCHOR_END: norm
+
+/// Cuts every element of every gradient to `[−max, max]`. This turns the gradient:
+/// large elements lose, small ones do not.
+///
+/// As `torch.nn.utils.clip_grad_value_`.
+// ANCHOR: value
+pub fn clip_grad_value(params: &[Param], max: f64) {
+    no_grad(|| {
+        for mut g in gradients(params) {
+            let _ = g.clamp_(-max, max);
+        }
+    })
+}
+// ANCHOR_END: value
+
+/// Adaptive clipping: for each unit, a row of a matrix or a whole vector, the norm of
+/// the gradient is cut to `factor` times that of its weights,
+/// `g_i ← g_i · min(1, factor · max(‖w_i‖, 10⁻³) / ‖g_i‖)`.
+///
+/// Source: Brock et al. 2021, arXiv 2102.06171, equation 3; as in the package timm.
+// ANCHOR: adaptive
+pub fn clip_grad_adaptive(params: &[Param], factor: f64) {
+    let unit_norm = |x: &Tensor| match x.dim() {
+        0 | 1 => x.norm(),
+        n => {
+            let inside: Vec<i64> = (1..n as i64).collect();
+            x.norm_scalaropt_dim(2., inside.as_slice(), true)
+        }
+    };
+    no_grad(|| {
+        for p in params.iter().filter(|p| p.tensor.grad().defined()) {
+            let mut g = p.tensor.grad();
+            let max = unit_norm(&p.tensor).clamp_min(1e-3) * factor;
+            let norm = unit_norm(&g).clamp_min(1e-6);
+            g *= (max / norm).clamp_max(1.);
+        }
+    })
+}
+// ANCHOR_END: adaptive
+
+fn gradients(params: &[Param]) -> Vec<Tensor> {
+    params.iter().map(|p| p.tensor.grad()).filter(Tensor::defined).collect()
 }

@@ -13,7 +13,7 @@ mod clip;
 mod sgd;
 
 pub use adam::{Adam, AdamW, AmsGrad};
-pub use clip::clip_grad_norm;
+pub use clip::{clip_grad_adaptive, clip_grad_norm, clip_grad_value};
 pub use sgd::Sgd;
 
 use crate::autograd::for_each;

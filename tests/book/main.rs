@@ -2,6 +2,7 @@
 mod autograd;
 mod ch05_adam;
 mod ch06_schedules;
+mod ch07_clipping;
 mod checkpoint;
 mod common;
 mod data;
