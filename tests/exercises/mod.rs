@@ -4,6 +4,7 @@
 //! passed over, a wrong answer fails.
 mod ch05_adam;
 mod ch06_schedules;
+mod ch07_clipping;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
