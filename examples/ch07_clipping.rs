@@ -191,6 +191,9 @@ fn main() -> anyhow::Result<()> {
         chart = draw_spread(chart, name, &trace, 1.);
     }
     report.tolerance("trace", Some(0.2));
+    for method in ["momentum", "adam"] {
+        report.tolerance(&format!("trace.{method}.most"), None); // a spike of one run
+    }
     let figure = chart.draw()?;
     report.figure("trace", &figure)?;
     // NOTEBOOK: figure
@@ -219,6 +222,7 @@ fn main() -> anyhow::Result<()> {
     report.number("bad.norm", norm.median);
     report.numbers("bad", [("step", BAD as f64), ("times", TIMES)]);
     report.tolerance("bad", Some(0.2));
+    report.tolerance("bad.momentum.hit", None); // chaos
     let figure = panels(&charts, 1)?;
     report.figure("", &figure)?;
     // NOTEBOOK: figure

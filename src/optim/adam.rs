@@ -43,8 +43,10 @@ impl Rule<2> for Adam {
     ) {
         let Self { beta1, beta2, eps, maximize } = *self;
         let g = &coupled(theta, g, wd, maximize);
-        *m = beta1 * &*m + (1. - beta1) * g;
-        *v = beta2 * &*v + (1. - beta2) * g.square();
+        *m *= beta1;
+        *m += (1. - beta1) * g;
+        *v *= beta2;
+        *v += (1. - beta2) * g.square();
         let m_hat = &*m / (1. - beta1.powi(t));
         let v_hat = &*v / (1. - beta2.powi(t));
         *theta -= lr * m_hat / (v_hat.sqrt() + eps);
@@ -78,8 +80,10 @@ impl Rule<3> for AmsGrad {
     ) {
         let Adam { beta1, beta2, eps, maximize } = self.0;
         let g = &coupled(theta, g, wd, maximize);
-        *m = beta1 * &*m + (1. - beta1) * g;
-        *v = beta2 * &*v + (1. - beta2) * g.square();
+        *m *= beta1;
+        *m += (1. - beta1) * g;
+        *v *= beta2;
+        *v += (1. - beta2) * g.square();
         *v_max = v_max.maximum(v);
         let m_hat = &*m / (1. - beta1.powi(t));
         let v_hat = &*v_max / (1. - beta2.powi(t));

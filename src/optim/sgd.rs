@@ -52,7 +52,12 @@ impl Rule<1> for Sgd {
             *theta -= h.lr * g;
             return;
         }
-        *b = if h.t == 1 { g.copy() } else { mu * &*b + (1. - tau) * &g };
+        if h.t == 1 {
+            b.copy_(&g);
+        } else {
+            *b *= mu;
+            *b += (1. - tau) * &g;
+        }
         let g = if nesterov { g + mu * &*b } else { b.shallow_clone() };
         *theta -= h.lr * g;
     }
