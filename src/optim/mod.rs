@@ -8,12 +8,16 @@
 //!
 //! tch's own `nn::Optimizer` cannot save its state, so no run of it can be resumed.
 
+mod adagrad;
 mod adam;
 mod clip;
+mod rmsprop;
 mod sgd;
 
+pub use adagrad::Adagrad;
 pub use adam::{Adam, AdamW, AmsGrad};
 pub use clip::{clip_grad_adaptive, clip_grad_norm, clip_grad_value};
+pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
 
 use crate::autograd::for_each;

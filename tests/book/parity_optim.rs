@@ -1,7 +1,8 @@
 //! Optimizers, clipping and schedules beside torch and transformers.
 use crate::golden::{floats, gap_of, json, metadata, tensors};
 use downhill::optim::{
-    Adam, AdamW, AmsGrad, Driver, Optimizer, Param, Sgd, clip_grad_norm,
+    Adagrad, Adam, AdamW, AmsGrad, Driver, Optimizer, Param, RmsProp, Sgd,
+    clip_grad_norm,
 };
 use downhill::schedule::{Schedule, constant, constant_with_warmup, cosine, linear};
 use serde_json::Value;
@@ -72,6 +73,21 @@ fn optimizer(case: &Value, params: Vec<Param>) -> Box<dyn Optimizer> {
             let nesterov = case["nesterov"] == true;
             let sgd = Sgd { momentum, dampening, nesterov, maximize };
             Box::new(Driver::new(sgd, params))
+        }
+        Some("adagrad") => {
+            let [lr_decay, initial_accumulator_value, eps] =
+                ["lr_decay", "initial_accumulator_value", "eps"]
+                    .map(|k| number(case, k));
+            let rule =
+                Adagrad { lr_decay, initial_accumulator_value, eps, maximize };
+            Box::new(Driver::new(rule, params))
+        }
+        Some("rmsprop") => {
+            let [alpha, eps, momentum] =
+                ["alpha", "eps", "momentum"].map(|k| number(case, k));
+            let centered = case["centered"] == true;
+            let rule = RmsProp { alpha, eps, centered, momentum, maximize };
+            Box::new(Driver::new(rule, params))
         }
         Some("adam") => Box::new(Driver::new(adam(), params)),
         Some("amsgrad") => Box::new(Driver::new(AmsGrad(adam()), params)),
@@ -148,6 +164,12 @@ fn every(file: &str, rules: &[(&str, usize)]) {
 #[test]
 fn sgd_is_torchs() {
     every("optim_sgd.json", &[("sgd", 56)]);
+}
+
+#[test]
+fn adagrad_and_rmsprop_are_torchs() {
+    every("ch03_adagrad.json", &[("adagrad", 48)]);
+    every("ch04_rmsprop.json", &[("rmsprop", 56)]);
 }
 
 #[test]
