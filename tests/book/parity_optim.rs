@@ -149,7 +149,9 @@ fn every(file: &str, rules: &[(&str, usize)]) {
         let cases: Vec<&Value> =
             cases.iter().filter(|c| c["rule"] == *rule).collect();
         assert_eq!(cases.len(), *count, "{rule}");
-        for (name, bound) in [("f64", 1e-12), ("f32", 2e-6)] {
+        // RMSprop's shrinking divisor makes more of a rounding.
+        let single = if *rule == "rmsprop" { 1e-5 } else { 2e-6 };
+        for (name, bound) in [("f64", 1e-12), ("f32", single)] {
             let mut worst = 0f64;
             for case in cases.iter().filter(|c| c["kind"] == name) {
                 let gap = run(case, &at);
