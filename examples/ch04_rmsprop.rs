@@ -162,7 +162,7 @@ fn main() -> anyhow::Result<()> {
     }
     report.number("alpha.steps", steps as f64);
     report.tolerance("alpha", Some(0.1));
-    let figure = chart.log_x().draw()?;
+    let figure = chart.log_x().y_range(2.5, 3.7).draw()?;
     report.figure("alpha", &figure)?;
     // NOTEBOOK: figure
 
