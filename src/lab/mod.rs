@@ -5,10 +5,12 @@
 mod parallel;
 mod report;
 mod text;
+mod words;
 
 pub use parallel::parallel;
 pub use report::Report;
 pub use text::{Run, Text, train, train_all};
+pub use words::Words;
 
 use crate::optim::{Optimizer, Param};
 use crate::plot::Chart;

@@ -10,9 +10,22 @@ use std::ops::Range;
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
 
-const BOOK: &str = "examples/data/corpus/alice_in_wonderland.txt";
+/// Where the books are, from the root of the repository.
+const BOOKS: &str = "examples/data/corpus";
 /// T of every batch.
 const CONTEXT: usize = 32;
+
+/// The text of a book that ships, looked for from the working folder upwards.
+pub(super) fn read(book: &str) -> Result<String> {
+    let name = format!("{BOOKS}/{book}.txt");
+    let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
+    let path = here.ancestors().map(|d| d.join(&name)).find(|p| p.is_file());
+    let path = path.ok_or_else(|| {
+        let what = "not found from here; run this inside the repository";
+        Error::file(&name, what)
+    })?;
+    std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))
+}
 
 /// A text as numbers, one per distinct character. Its last tenth is held out.
 #[derive(Debug)]
@@ -29,15 +42,7 @@ impl Text {
     /// # Errors
     /// It is in none of them.
     pub fn alice() -> Result<Self> {
-        let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
-        let path = here.ancestors().map(|d| d.join(BOOK)).find(|p| p.is_file());
-        let path = path.ok_or_else(|| {
-            let what = "not found from here; run this inside the repository";
-            Error::file(BOOK, what)
-        })?;
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self::new(&text))
+        Ok(Self::new(&read("alice_in_wonderland")?))
     }
 
     /// Any text.

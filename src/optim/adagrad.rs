@@ -35,6 +35,7 @@ impl Default for Adagrad {
     }
 }
 
+// ANCHOR: rule
 impl Rule<1> for Adagrad {
     const SLOTS: [&'static str; 1] = ["s"];
 
@@ -56,3 +57,4 @@ impl Rule<1> for Adagrad {
         *theta -= eta * g / (s.sqrt() + self.eps);
     }
 }
+// ANCHOR_END: rule
