@@ -7,7 +7,7 @@ use anyhow::Result;
 use downhill::checkpoint::save_safetensors;
 use downhill::generate::{Sampling, generate};
 use downhill::models::{Decoder, DecoderConfig};
-use downhill::nn::{Mode, Rope, RopeScaling};
+use downhill::nn::{Mode, Rope, RopeScaling, dropout::Rates};
 use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, clip_grad_norm};
 use downhill::schedule::{Schedule, cosine};
 use downhill::tch::{Kind, Reduction, Tensor, no_grad};
@@ -43,6 +43,7 @@ fn config() -> DecoderConfig {
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
+        dropout: Rates::default(),
     }
 }
 

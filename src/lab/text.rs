@@ -1,7 +1,7 @@
 //! A small Transformer that learns to spell, on a real book.
 use super::{Make, Spread, parallel};
 use crate::models::{Decoder, DecoderConfig};
-use crate::nn::dropout::uniform;
+use crate::nn::dropout::{Rates, uniform};
 use crate::nn::{Mode, Rope, RopeScaling};
 use crate::optim::{Param, state_bytes};
 use crate::schedule::Schedule;
@@ -33,6 +33,9 @@ pub struct Text {
     ids: Vec<i64>,
     vocabulary: i64,
     batch: usize,
+    /// Where the part that is learned from ends.
+    learned: usize,
+    dropout: Rates,
 }
 
 impl Text {
@@ -51,8 +54,21 @@ impl Text {
         alphabet.sort_unstable();
         alphabet.dedup();
         let id = |c| alphabet.binary_search(&c).unwrap_or_default() as i64;
-        let ids = text.chars().map(id).collect();
-        Self { ids, vocabulary: alphabet.len() as i64, batch: 8 }
+        let ids: Vec<i64> = text.chars().map(id).collect();
+        let learned = 9 * (ids.len() / 10);
+        let (vocabulary, dropout) = (alphabet.len() as i64, Rates::default());
+        Self { ids, vocabulary, batch: 8, learned, dropout }
+    }
+
+    /// The same, of which only the first `characters` are learned from. What is held
+    /// out stays.
+    pub fn with_first(self, characters: usize) -> Self {
+        Self { learned: characters.min(self.learned), ..self }
+    }
+
+    /// The same, whose models drop so much in training.
+    pub fn with_dropout(&self, dropout: Rates) -> Self {
+        Self { dropout, ids: self.ids.clone(), ..*self }
     }
 
     /// The same, with batches of B rows instead of eight.
@@ -79,7 +95,7 @@ impl Text {
         let (tenth, end) = (self.ids.len() / 10, self.ids.len() - CONTEXT - 1);
         let Range { start, end } = match held_out {
             true => 9 * tenth..end,
-            false => 0..9 * tenth - CONTEXT - 1,
+            false => 0..self.learned - CONTEXT - 1,
         };
         let (mut x, mut y): (Vec<i64>, Vec<i64>) = (vec![], vec![]);
         let place = 2 * step as u32 + u32::from(held_out);
@@ -111,16 +127,30 @@ impl Text {
             tie_word_embeddings: false,
             attention_bias: false,
             mlp_bias: false,
+            dropout: self.dropout,
         };
         Decoder::random(config, seed)
     }
 
-    /// Mean cross-entropy of the next character, in nats.
+    /// Mean cross-entropy of the next character, in nats, without dropout.
     ///
     /// # Errors
     /// What libtorch refuses.
-    pub fn loss(&self, model: &Decoder, (x, y): (Tensor, Tensor)) -> Result<Tensor> {
-        let logits = model.logits(&model.hidden(&x, Mode::Eval, None)?)?;
+    pub fn loss(&self, model: &Decoder, batch: (Tensor, Tensor)) -> Result<Tensor> {
+        self.loss_in(model, batch, Mode::Eval)
+    }
+
+    /// The same with the dropout of a step.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn loss_in(
+        &self,
+        model: &Decoder,
+        (x, y): (Tensor, Tensor),
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let logits = model.logits(&model.hidden(&x, mode, None)?)?;
         Ok(logits.view([-1, self.vocabulary]).cross_entropy_for_logits(&y))
     }
 }
@@ -157,7 +187,8 @@ pub fn train(
     let mut optimizer = make(Param::with_decay(model.named_parameters(), |_, _| 0.));
     let (mut losses, began) = (vec![], Instant::now());
     for step in 0..steps {
-        let loss = text.loss(&model, text.batch(seed, step, false))?;
+        let mode = Mode::Train { seed, step: step as u64 };
+        let loss = text.loss_in(&model, text.batch(seed, step, false), mode)?;
         losses.push(loss.double_value(&[]));
         if losses.last().is_none_or(|l| !l.is_finite()) {
             break;

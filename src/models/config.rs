@@ -1,6 +1,6 @@
 //! `config.json`, in the spelling of transformers 4 (`rope_theta`, `rope_scaling`,
 //! `torch_dtype`) and of 5 (`rope_parameters`, `dtype`).
-use crate::nn::{Rope, RopeScaling};
+use crate::nn::{Rope, RopeScaling, dropout::Rates};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub struct DecoderConfig {
     pub attention_bias: bool,
     /// Biases in the feed-forward layers.
     pub mlp_bias: bool,
+    /// What is dropped in training; all 0 in DeepSeek's files.
+    pub dropout: Rates,
 }
 
 /// `config.json` of a Llama-type model (deepseek-llm, -coder, -math,
@@ -60,6 +62,8 @@ struct LlamaConfig {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
+    #[serde(default)]
+    attention_dropout: f64,
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
@@ -188,6 +192,10 @@ impl LlamaConfig {
         if !(self.rms_norm_eps >= 0. && self.rms_norm_eps.is_finite()) {
             return Err(format!("rms_norm_eps: {}", self.rms_norm_eps));
         }
+        let attention = self.attention_dropout;
+        if !(0. ..1.).contains(&attention) {
+            return Err(format!("attention_dropout: {attention} is not in [0, 1)"));
+        }
         let rope = self.rope()?;
         Ok(DecoderConfig {
             vocab_size: self.vocab_size,
@@ -203,6 +211,7 @@ impl LlamaConfig {
             tie_word_embeddings: self.tie_word_embeddings,
             attention_bias: self.attention_bias,
             mlp_bias: self.mlp_bias,
+            dropout: Rates { attention, ..Rates::default() },
         })
     }
 

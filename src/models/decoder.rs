@@ -4,6 +4,7 @@ use super::weights::{Random, Weights};
 use crate::nn::{
     Attention, KvCache, LayerCache, Linear, Mode, RmsNorm, Rotation, Rows, SwiGlu,
     Weight, cross_entropy,
+    dropout::{Rates, dropout},
 };
 use crate::{Result, autograd};
 use tch::{Kind, Tensor};
@@ -19,10 +20,22 @@ pub struct Block {
     pub post_norm: RmsNorm,
     /// See [`SwiGlu`].
     pub mlp: SwiGlu,
+    /// Probability of dropping an element of what either part adds, in training.
+    pub dropout: f64,
+    /// Its dropouts are this one and the next.
+    pub place: u32,
+}
+
+/// The places of the decoder's own dropouts, away from those of the adapters: four to
+/// a layer, of which attention takes the first and the residual ones the next two. The
+/// fourth of the first layer is the embedding's.
+fn place(layer: i64) -> u32 {
+    (1 << 31) + 4 * layer as u32
 }
 
 impl Block {
-    fn new(w: &mut dyn Weights, name: &str, c: &DecoderConfig) -> Result<Self> {
+    fn new(w: &mut dyn Weights, layer: i64, c: &DecoderConfig) -> Result<Self> {
+        let name = format!("model.layers.{layer}");
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (q, kv) =
             (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
@@ -43,13 +56,16 @@ impl Block {
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
+            dropout: 0.,
+            place: place(layer),
         };
         let mlp = SwiGlu {
             gate: linear("mlp.gate_proj", [f, d], c.mlp_bias)?,
             up: linear("mlp.up_proj", [f, d], c.mlp_bias)?,
             down: linear("mlp.down_proj", [d, f], c.mlp_bias)?,
         };
-        Ok(Self { input_norm, attention, post_norm, mlp })
+        let place = place(layer) + 1;
+        Ok(Self { input_norm, attention, post_norm, mlp, dropout: 0., place })
     }
 
     fn forward(
@@ -59,10 +75,15 @@ impl Block {
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
+        let drop = |y: Tensor, nth: u32| match self.dropout > 0. {
+            true => dropout(&y, self.dropout, mode, self.place + nth),
+            false => y,
+        };
         let normed = self.input_norm.forward(x)?;
-        let x = x + self.attention.forward(&normed, rows, rotation, cache, mode)?;
+        let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
+        let x = x + drop(y, 0);
         let normed = self.post_norm.forward(&x)?;
-        Ok(&x + self.mlp.forward(&normed, mode)?)
+        Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
     }
 
     fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
@@ -95,6 +116,7 @@ impl Block {
             attention: self.attention.shallow_clone(),
             post_norm: self.post_norm.shallow_clone(),
             mlp: self.mlp.shallow_clone(),
+            ..*self
         }
     }
 }
@@ -119,7 +141,7 @@ impl Decoder {
         let vocabulary = [c.vocab_size, c.hidden_size];
         let embed = w.tensor("model.embed_tokens.weight", &vocabulary)?;
         let blocks = (0..c.num_hidden_layers)
-            .map(|i| Block::new(w, &format!("model.layers.{i}"), c))
+            .map(|layer| Block::new(w, layer, c))
             .collect::<Result<Vec<_>>>()?;
         let weight = w.tensor("model.norm.weight", &[c.hidden_size])?;
         let norm = RmsNorm { weight, eps: c.rms_norm_eps };
@@ -127,7 +149,20 @@ impl Decoder {
             true => embed.shallow_clone(),
             false => w.tensor("lm_head.weight", &vocabulary)?,
         };
-        Ok(Self { config, checkpointing: false, embed, blocks, norm, head })
+        let rates = config.dropout;
+        let mut decoder =
+            Self { config, checkpointing: false, embed, blocks, norm, head };
+        decoder.set_dropout(rates);
+        Ok(decoder)
+    }
+
+    /// What to drop in training from now on.
+    pub fn set_dropout(&mut self, rates: Rates) {
+        self.config.dropout = rates;
+        for block in &mut self.blocks {
+            block.attention.dropout = rates.attention;
+            block.dropout = rates.residual;
+        }
     }
 
     /// A random, trainable f32 model on the CPU: matrices from N(0, 0.02²), norms 1,
@@ -188,14 +223,17 @@ impl Decoder {
         let positions = Tensor::from_slice(&rows.positions(start)).to_device(device);
         let rope = &self.config.rope;
         let rotation = rope.rotation(&positions, self.config.head_dim, kind, device);
-        let place = (&rows, &rotation);
+        let geometry = (&rows, &rotation);
         let mut x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
         see("model.embed_tokens", &x);
+        if self.config.dropout.embedding > 0. {
+            x = dropout(&x, self.config.dropout.embedding, mode, place(0) + 3);
+        }
         for (i, block) in self.blocks.iter().enumerate() {
             let layer = cache.as_deref_mut().and_then(|c| c.layer(i));
             x = match self.checkpointing && mode != Mode::Eval {
-                true => recomputed(block, &x, place, mode)?,
-                false => block.forward(&x, place, layer, mode)?,
+                true => recomputed(block, &x, geometry, mode)?,
+                false => block.forward(&x, geometry, layer, mode)?,
             };
             see(&format!("model.layers.{i}"), &x);
         }

@@ -1,5 +1,5 @@
 //! Grouped-query attention with a key-value cache.
-use super::{Linear, Mode, Rotation, Rows};
+use super::{Linear, Mode, Rotation, Rows, dropout::dropout};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -68,6 +68,10 @@ pub struct Attention {
     pub kv_heads: i64,
     /// K.
     pub head_dim: i64,
+    /// Probability of dropping an attention probability in training.
+    pub dropout: f64,
+    /// Which dropout of the model this is.
+    pub place: u32,
 }
 
 impl Attention {
@@ -91,12 +95,21 @@ impl Attention {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let y = self.attend(&q, &k, &v)?.transpose(1, 2); // (B, T, H, K)
+        let y = self.attend(&q, &k, &v, mode)?.transpose(1, 2); // (B, T, H, K)
         self.o.forward(&rows.line(&y)?.flatten(1, 2), mode)
     }
 
     /// `softmax(q kᵀ / √K) v`, where token t sees those up to t: [B, H, T, K].
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        if self.dropout > 0. && mode != Mode::Eval {
+            return self.attend_dropping(q, k, v, mode);
+        }
         let t = q.size()[2];
         let seen = k.size()[2] - t;
         // libtorch's own causal mask assumes that nothing came before.
@@ -108,6 +121,26 @@ impl Attention {
         Ok(Tensor::f_scaled_dot_product_attention(
             q, k, v, mask, 0., causal, None, grouped,
         )?)
+    }
+
+    /// The same step by step, since libtorch's function would draw masks of its own.
+    fn attend_dropping(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let (t, all) = (q.size()[2], k.size()[2]);
+        let later =
+            Tensor::ones([t, all], (Kind::Bool, q.device())).triu(all - t + 1);
+        let serve = self.heads / self.kv_heads;
+        let each = |x: &Tensor| x.repeat_interleave_self_int(serve, 1, None); // G to H
+        let scale = (self.head_dim as f64).sqrt();
+        let scores = q.f_matmul(&each(k).transpose(2, 3))? / scale; // (B, H, T, T)
+        let scores = scores.masked_fill(&later, f64::NEG_INFINITY);
+        let p = dropout(&scores.softmax(-1, None), self.dropout, mode, self.place);
+        Ok(p.f_matmul(&each(v))?)
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {

@@ -17,6 +17,7 @@ pub enum Mode {
     },
 }
 
+// ANCHOR: philox
 /// Philox4x32-10: four random words from a 128-bit counter and a 64-bit key.
 ///
 /// Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
@@ -46,7 +47,23 @@ fn philox_lanes<const L: usize>(
     }
     [c0, c1, c2, c3]
 }
+// ANCHOR_END: philox
 
+/// Where a decoder drops what, each with a probability in [0, 1).
+///
+/// Source: Vaswani et al. 2017, arXiv 1706.03762, §5.4, has the residual one and that
+/// of the embedding; that of the attention probabilities is in their code.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Of the embedded tokens.
+    pub embedding: f64,
+    /// Of the attention probabilities: `attention_dropout` in `config.json`.
+    pub attention: f64,
+    /// Of what attention and feed-forward part add to the stream.
+    pub residual: f64,
+}
+
+// ANCHOR: dropout
 /// Inverted dropout: zeroes each element with probability `p` and divides the others
 /// by `1 − p`. `place` tells the dropouts of one step apart.
 ///
@@ -70,6 +87,7 @@ pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
         flat.view_(x.size()).to_device(x.device()).to_kind(x.kind())
     })
 }
+// ANCHOR_END: dropout
 
 /// The factors of one dropout: 0 where a draw of 16 bits is below `below`.
 struct Mask {

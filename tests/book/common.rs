@@ -1,7 +1,7 @@
 //! What several test modules share: small models, temporary folders, the GPU if any.
 use downhill::lora::{LoraConfig, Named, attach};
 use downhill::models::{Decoder, DecoderConfig};
-use downhill::nn::{Rope, RopeScaling};
+use downhill::nn::{Rope, RopeScaling, dropout::Rates};
 use std::io::Write;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -38,6 +38,7 @@ pub fn config() -> DecoderConfig {
         tie_word_embeddings: false,
         attention_bias: false,
         mlp_bias: false,
+        dropout: Rates::default(),
     }
 }
 

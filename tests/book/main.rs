@@ -5,6 +5,7 @@ mod ch04_rmsprop;
 mod ch05_adam;
 mod ch06_schedules;
 mod ch07_clipping;
+mod ch08_dropout;
 mod checkpoint;
 mod common;
 mod data;

@@ -274,7 +274,7 @@ fn dense(out: i64, input: i64) -> Linear {
 #[test]
 fn grouped_query_attention_is_its_formula() {
     let (d, h, g, k, n) = (12, 4, 2, 6, 10);
-    let attention = Attention {
+    let mut attention = Attention {
         q: dense(h * k, d),
         k: dense(g * k, d),
         v: dense(g * k, d),
@@ -282,14 +282,19 @@ fn grouped_query_attention_is_its_formula() {
         heads: h,
         kv_heads: g,
         head_dim: k,
+        dropout: 0.,
+        place: 0,
     };
     let x = wave(&[n, d], Kind::Float);
-    for lengths in [[5, 5].as_slice(), &[3, 6, 1], &[10]] {
+    let rows = [[5, 5].as_slice(), &[3, 6, 1], &[10]];
+    // The second probability is too small to drop anything, but takes the other way.
+    for (lengths, p) in rows.iter().flat_map(|l| [(*l, 0.), (*l, 1e-9)]) {
+        attention.dropout = p;
         let rows = Rows::new(lengths, Device::Cpu);
         let positions = Tensor::from_slice(&rows.positions(0));
         let rope = rope(RopeScaling::Default);
         let rotation = rope.rotation(&positions, k, Kind::Float, Device::Cpu);
-        let y = attention.forward(&x, &rows, &rotation, None, Mode::Eval).unwrap();
+        let y = attention.forward(&x, &rows, &rotation, None, train(0)).unwrap();
 
         let heads = |l: &Linear, heads: i64| {
             l.forward(&x, Mode::Eval).unwrap().view([n, heads, k])
