@@ -122,7 +122,10 @@ fn lowest(curves: &[Curve]) -> Spread {
 fn committee(text: &Text, model: &Decoder) -> downhill::Result<Vec<f64>> {
     no_grad(|| {
         let (x, y) = text.batch(99, 0, true);
-        let mut sum = Tensor::zeros([y.size()[0], 1], (Kind::Float, Device::Cpu));
+        let mut sum = Tensor::zeros(
+            [y.size()[0], text.vocabulary()],
+            (Kind::Float, Device::Cpu),
+        );
         let mut losses = vec![];
         for k in 1..=64 {
             let mode = Mode::Train { seed: 1, step: k };
