@@ -7,13 +7,17 @@
 mod batch;
 mod chat;
 mod dataset;
+mod encode;
 mod rows;
 mod special;
+mod table;
 mod tokenizer;
 
 pub use batch::{Batch, order};
 pub use chat::Message;
 pub use dataset::{Dataset, Summary};
+pub use encode::{Encoder, Features, Scale};
+pub use table::{Column, Table};
 pub use tokenizer::{TextStream, Tokenizer};
 
 /// The label of a token that is not learned: a prompt's, or a file's own padding.

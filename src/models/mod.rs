@@ -3,10 +3,12 @@
 
 mod config;
 mod decoder;
+mod ft_transformer;
 mod load;
 mod weights;
 
 pub use config::{DecoderConfig, read_config};
 pub use decoder::{Block, Decoder};
+pub use ft_transformer::{FtConfig, FtTransformer};
 pub use load::{LoadOptions, load};
 pub use weights::Weights;

@@ -17,6 +17,6 @@ pub use cross_entropy::cross_entropy;
 pub use dropout::Mode;
 pub use linear::{Adapter, Linear, Weight};
 pub use mlp::SwiGlu;
-pub use norm::RmsNorm;
+pub use norm::{LayerNorm, RmsNorm};
 pub use rope::{Rope, RopeScaling, Rotation};
 pub use rows::Rows;

@@ -1,4 +1,4 @@
-//! Root-mean-square normalization.
+//! Normalization, by the root mean square and by mean and variance.
 use crate::{Result, autograd};
 use tch::{Kind, Tensor, no_grad};
 
@@ -48,6 +48,27 @@ impl RmsNorm {
 
     pub(crate) fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), eps: self.eps }
+    }
+}
+
+/// `y = (x − mean) / √(variance + ε) · w + b`, over the last dimension.
+///
+/// Source: Ba, Kiros & Hinton 2016, arXiv 1607.06450; libtorch's.
+#[derive(Debug)]
+pub struct LayerNorm {
+    /// w, [D].
+    pub weight: Tensor,
+    /// b, [D].
+    pub bias: Tensor,
+    /// ε, beside the variance.
+    pub eps: f64,
+}
+
+impl LayerNorm {
+    /// Normalizes `x` [.., D].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (w, b) = (Some(&self.weight), Some(&self.bias));
+        Ok(x.f_layer_norm(self.weight.size(), w, b, self.eps, true)?)
     }
 }
 

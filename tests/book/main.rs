@@ -6,6 +6,7 @@ mod ch05_adam;
 mod ch06_schedules;
 mod ch07_clipping;
 mod ch08_dropout;
+mod ch10_practice;
 mod checkpoint;
 mod common;
 mod data;
