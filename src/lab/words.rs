@@ -120,6 +120,11 @@ impl Words {
         )
     }
 
+    /// All paragraphs to learn from.
+    pub fn learned(&self) -> (Tensor, Tensor) {
+        self.rows(0..self.learn)
+    }
+
     /// The paragraphs that are held out.
     pub fn held_out(&self) -> (Tensor, Tensor) {
         self.rows(self.learn..self.len())

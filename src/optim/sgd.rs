@@ -49,7 +49,9 @@ impl Rule<1> for Sgd {
         let g = if maximize { -g } else { g.shallow_clone() };
         let g = if h.wd != 0. { g + h.wd * &*theta } else { g };
         if mu == 0. {
+            // ANCHOR: plain
             *theta -= h.lr * g;
+            // ANCHOR_END: plain
             return;
         }
         if h.t == 1 {

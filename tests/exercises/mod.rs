@@ -2,6 +2,7 @@
 //! check for both. Write your answer into the starter and run
 //! `cargo test --test book exercises::ch05_adam`: a starter that is still to do is
 //! passed over, a wrong answer fails.
+mod ch01_sgd;
 mod ch03_adagrad;
 mod ch04_rmsprop;
 mod ch05_adam;
