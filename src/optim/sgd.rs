@@ -26,6 +26,7 @@ pub struct Sgd {
     pub maximize: bool,
 }
 
+// ANCHOR: rule
 impl Rule<1> for Sgd {
     const SLOTS: [&'static str; 1] = ["b"];
 
@@ -64,3 +65,4 @@ impl Rule<1> for Sgd {
         *theta -= h.lr * g;
     }
 }
+// ANCHOR_END: rule

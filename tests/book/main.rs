@@ -1,6 +1,7 @@
 //! One test binary, a module per chapter and per part of the library.
 mod autograd;
 mod ch01_sgd;
+mod ch02_momentum;
 mod ch03_adagrad;
 mod ch04_rmsprop;
 mod ch05_adam;

@@ -3,6 +3,7 @@
 //! `cargo test --test book exercises::ch05_adam`: a starter that is still to do is
 //! passed over, a wrong answer fails.
 mod ch01_sgd;
+mod ch02_momentum;
 mod ch03_adagrad;
 mod ch04_rmsprop;
 mod ch05_adam;
