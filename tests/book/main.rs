@@ -8,6 +8,7 @@ mod ch05_adam;
 mod ch06_schedules;
 mod ch07_clipping;
 mod ch08_dropout;
+mod ch09_weight_decay;
 mod ch10_practice;
 mod checkpoint;
 mod common;

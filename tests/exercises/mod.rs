@@ -10,6 +10,7 @@ mod ch05_adam;
 mod ch06_schedules;
 mod ch07_clipping;
 mod ch08_dropout;
+mod ch09_weight_decay;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
