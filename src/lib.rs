@@ -6,6 +6,7 @@
 //! | 1 to 5, optimizers | [`optim`] |
 //! | 6, schedules | [`schedule`] |
 //! | 7 to 9, clipping, dropout, weight decay | [`optim`], [`nn`] |
+//! | 10, practice | [`data`], [`models`] |
 //! | 11, data | [`data`] |
 //! | 12, a DeepSeek checkpoint | [`checkpoint`], [`models`], [`generate`] |
 //! | 13, 4-bit weights | [`quant`], [`autograd`] |

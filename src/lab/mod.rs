@@ -4,6 +4,7 @@
 
 mod parallel;
 mod report;
+pub mod tables;
 mod text;
 mod words;
 

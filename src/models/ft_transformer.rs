@@ -271,6 +271,7 @@ impl FtTransformer {
     ///
     /// # Errors
     /// What libtorch refuses: another number of features, a category out of range.
+    // ANCHOR: forward
     pub fn forward(
         &self,
         numbers: &Tensor,
@@ -302,6 +303,7 @@ impl FtTransformer {
         let y = self.norm.forward(&x.f_select(1, 0)?)?.relu();
         self.head.forward(&y, mode)
     }
+    // ANCHOR_END: forward
 
     /// All tensors by their names in the reference.
     pub fn named_parameters(&self) -> Vec<(String, Tensor)> {

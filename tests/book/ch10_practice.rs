@@ -3,6 +3,9 @@ use crate::common::refused;
 use crate::golden::{floats, gap, gap_of, json, metadata, same_bits, tensors};
 use downhill::Result;
 use downhill::data::{Column, Encoder, Scale, Table};
+use downhill::lab::tables::{
+    Augment, Model, Setting, Task, fit, loss, parts, split,
+};
 use downhill::models::{FtConfig, FtTransformer, Weights};
 use downhill::nn::Mode;
 use serde_json::Value;
@@ -281,4 +284,96 @@ fn the_tables_that_ship_are_whole() {
     let mean = diabetes.numbers("progression").unwrap().iter().sum::<f64>() / 442.;
     assert_eq!((diabetes.rows(), diabetes.names().len()), (442, 11));
     assert!((mean - 152.133_484).abs() < 1e-5, "{mean}"); // as scikit-learn's docs say
+}
+
+#[test]
+fn the_three_parts_are_all_rows_once() {
+    for (rows, seed) in [(10, 0), (442, 1), (569, 2)] {
+        let parts = split(rows, seed);
+        let sizes = parts.each_ref().map(Vec::len);
+        assert_eq!(
+            sizes,
+            [rows * 3 / 5, rows * 4 / 5 - rows * 3 / 5, rows - rows * 4 / 5]
+        );
+        let mut all = parts.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..rows).collect::<Vec<_>>());
+        assert_eq!(split(rows, seed), parts);
+    }
+    assert_ne!(split(442, 1), split(442, 2));
+}
+
+fn setting(blocks: usize, augment: Augment) -> Setting {
+    let (lr, wd, scale) = (3e-3, 1e-2, Scale::Standard);
+    Setting { blocks, lr, wd, batch: 32, scale, augment, epochs: 3 }
+}
+
+/// Scores are those of an encoder and a model that have seen the first part alone:
+/// other numbers in the test rows change no weight and no choice.
+#[test]
+fn what_is_reported_has_not_been_seen() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join("examples/data/tables/diabetes.csv");
+    let text = std::fs::read_to_string(path).unwrap();
+    let [_, _, test] = split(442, 5);
+    let changed = text.lines().enumerate().map(|(i, line)| {
+        let there = i > 0 && test.contains(&(i - 1));
+        if there {
+            format!("99,1,50,99,200,99,99,9,9,99,{}\n", i % 7)
+        } else {
+            format!("{line}\n")
+        }
+    });
+    let changed = written(&changed.collect::<String>());
+    let task = |path: &std::path::Path| {
+        let table = Table::read(path, &["sex"]).unwrap();
+        Task { table, target: "progression", classes: false }
+    };
+    let run = |task: &Task| fit(task, setting(1, Augment::Noise), 5).unwrap();
+    let (a, b) = (
+        run(&task(&root.join("examples/data/tables/diabetes.csv"))),
+        run(&task(changed.path())),
+    );
+    assert_eq!((a.loss, a.validation, a.epochs), (b.loss, b.validation, b.epochs));
+    assert_ne!(a.test, b.test);
+}
+
+#[test]
+fn runs_repeat_and_learn() {
+    let task = Task::read("breast_cancer", "diagnosis", &[]).unwrap();
+    assert!(task.classes);
+    for blocks in [0, 1] {
+        let s = setting(blocks, Augment::None);
+        let (a, b) = (fit(&task, s, 1).unwrap(), fit(&task, s, 1).unwrap());
+        assert_eq!((a.loss, a.test), (b.loss, b.test), "{blocks} blocks");
+        // Who always says benign is wrong in 37 of 100.
+        assert!(a.validation < 0.2, "{blocks} blocks: {}", a.validation);
+    }
+    let mixed = fit(&task, setting(1, Augment::Mixup), 1).unwrap();
+    assert!(mixed.validation < 0.25, "{}", mixed.validation);
+    let missing = Task::read("no_such_table", "y", &[]).unwrap_err().to_string();
+    assert!(missing.contains("no_such_table"), "{missing}");
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_batch() {
+    let task = Task::read("diabetes", "progression", &["sex"]).unwrap();
+    let gradient = |part: i64| {
+        let (encoder, [learn, ..]) = parts(&task, Scale::Standard, 0).unwrap();
+        let model = Model::new(&encoder, 2, 0).unwrap();
+        for rows in Tensor::arange(60, (Kind::Int64, Device::Cpu)).split(part, 0) {
+            let batch = learn.pick(&rows);
+            let y = model.forward(&batch.x, Mode::Eval).unwrap();
+            let share = rows.size()[0] as f64 / 60.;
+            (loss(&task, &y, &batch.y) * share).backward();
+        }
+        let all =
+            model.parameters().into_iter().map(|(_, t)| t.grad().flatten(0, -1));
+        Tensor::cat(&all.collect::<Vec<_>>(), 0)
+    };
+    // Parts of unequal size too.
+    for part in [1, 8, 15, 45] {
+        let far = gap(&gradient(part), &gradient(60));
+        assert!(far < 1e-6, "parts of {part}: {far:e}");
+    }
 }

@@ -28,7 +28,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("generate", &["models", "nn", "data", "lora"]),
     // The chapters' comparisons: beside `train`, and nothing stands on it.
-    ("lab", &["models", "nn", "optim", "schedule", "plot", "checkpoint"]),
+    ("lab", &["models", "nn", "optim", "schedule", "plot", "checkpoint", "data"]),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint"]),
     ("nn", &["quant", "autograd"]),

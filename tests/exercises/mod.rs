@@ -11,6 +11,7 @@ mod ch06_schedules;
 mod ch07_clipping;
 mod ch08_dropout;
 mod ch09_weight_decay;
+mod ch10_practice;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
