@@ -68,6 +68,17 @@ impl Report {
         figure.save(out.join(format!("{}{joint}{part}.svg", self.slug)))
     }
 
+    /// Saves `<slug>_<part>.txt`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn text(&self, part: &str, text: &str) -> Result<()> {
+        let Some(out) = &self.out else { return Ok(()) };
+        let text = format!("{}\n", text.trim_end());
+        let path = out.join(format!("{}_{part}.txt", self.slug));
+        atomic::bytes(&path, text.as_bytes())
+    }
+
     /// Saves `<slug>.json`.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub(super) fn read(book: &str) -> Result<String> {
 #[derive(Debug)]
 pub struct Text {
     ids: Vec<i64>,
+    /// The character of each number.
+    alphabet: Vec<char>,
     vocabulary: i64,
     batch: usize,
     /// Where the part that is learned from ends.
@@ -57,7 +59,7 @@ impl Text {
         let ids: Vec<i64> = text.chars().map(id).collect();
         let learned = 9 * (ids.len() / 10);
         let (vocabulary, dropout) = (alphabet.len() as i64, Rates::default());
-        Self { ids, vocabulary, batch: 8, learned, dropout }
+        Self { ids, alphabet, vocabulary, batch: 8, learned, dropout }
     }
 
     /// The same, of which only the first `characters` are learned from. What is held
@@ -68,7 +70,8 @@ impl Text {
 
     /// The same, whose models drop so much in training.
     pub fn with_dropout(&self, dropout: Rates) -> Self {
-        Self { dropout, ids: self.ids.clone(), ..*self }
+        let (ids, alphabet) = (self.ids.clone(), self.alphabet.clone());
+        Self { dropout, ids, alphabet, ..*self }
     }
 
     /// The same, with batches of B rows instead of eight.
@@ -130,6 +133,34 @@ impl Text {
             dropout: self.dropout,
         };
         Decoder::random(config, seed)
+    }
+
+    /// `count` characters that the model writes after `start`, each drawn from its
+    /// prediction at this temperature; the draws depend on the seed.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn continued(
+        &self,
+        model: &Decoder,
+        start: &str,
+        (count, temperature): (usize, f64),
+        seed: u64,
+    ) -> Result<String> {
+        let id = |c| self.alphabet.binary_search(&c).unwrap_or_default() as i64;
+        let mut ids: Vec<i64> = start.chars().map(id).collect();
+        for u in uniform(count, 0.5, seed, 0) {
+            let seen = &ids[ids.len().saturating_sub(CONTEXT)..];
+            let x = Tensor::from_slice(seen).unsqueeze(0);
+            let logits =
+                no_grad(|| model.logits(&model.hidden(&x, Mode::Eval, None)?))?;
+            let p = (logits.select(1, -1) / temperature).softmax(-1, Kind::Double);
+            // How many characters end below the draw.
+            let below = p.cumsum(-1, Kind::Double).lt(f64::from(u) + 0.5);
+            let next = below.sum(Kind::Int64).int64_value(&[]);
+            ids.push(next.min(self.vocabulary - 1));
+        }
+        Ok(ids.iter().map(|id| self.alphabet[*id as usize]).collect())
     }
 
     /// Mean cross-entropy of the next character, in nats, without dropout.
