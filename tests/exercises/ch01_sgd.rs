@@ -61,7 +61,7 @@ fn best_rate(low: f64, high: f64) -> (f64, f64) {
 
 // ANCHOR: ex2_solution
 fn best_rate_solved(low: f64, high: f64) -> (f64, f64) {
-    // A direction of curvature c shrinks by |1 − ηc|. The two ends are the slowest, and
+    // A direction of curvature h shrinks by |1 − ηh|. The two ends are the slowest, and
     // best where they are equally slow: 1 − η low = η high − 1.
     let eta = 2. / (low + high);
     (eta, (high - low) / (high + low))
