@@ -1,0 +1,103 @@
+//! `downhill finetune`: LoRA adapters from rows.
+use anyhow::{Result, bail};
+use clap::Args;
+use downhill::data::{Dataset, Tokenizer};
+use downhill::models::Decoder;
+use downhill::train::{
+    Base, Outcome, Prediction, Run, Settings, exact_match, fit, predict,
+};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(Args)]
+pub(super) struct Finetune {
+    /// A TOML file with these flags as keys; flags given here win
+    #[arg(long)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Finetune {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        finetune(self.settings)
+    }
+}
+
+fn finetune(settings: Settings) -> Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // The first Ctrl-C ends after the current step, the second at once.
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step (Ctrl-C again: at once)");
+    })?;
+    let say = &mut |line: &str| eprintln!("{line}");
+    let base = Base::load(&settings, say)?;
+    let before = answers(&settings, &base.model, &base.tokenizer, &base.eval)?;
+    let mut run = Run::start(base, settings, say)?;
+    if let Outcome::Stopped(step, dir) = fit(&mut run, &stop)? {
+        run.log.finish();
+        eprintln!(
+            "stopped after step {step} of {}; saved in {}. To go on, give the same \
+             command with --resume",
+            run.total,
+            dir.display()
+        );
+        return Ok(ExitCode::from(130));
+    }
+    run.finish()?;
+    let after = answers(&run.settings, &run.model, &run.tokenizer, &run.eval)?;
+    if let (Some(before), Some(after)) = (before, after) {
+        compare(&before, &after);
+    }
+    let out = run.settings.output_dir.display();
+    eprintln!("adapter, trainer_state.json and loss.svg are in {out}");
+    let model = run.settings.model.display();
+    eprintln!("try: downhill generate --model {model} --adapter {out} --prompt …");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// With --predict-with-generate: greedy answers to the prompts of the eval file.
+fn answers(
+    settings: &Settings,
+    model: &Decoder,
+    tokenizer: &Option<Tokenizer>,
+    eval: &Option<Dataset>,
+) -> Result<Option<Vec<Prediction>>> {
+    if !settings.predict_with_generate {
+        return Ok(None);
+    }
+    let (Some(tokenizer), Some(eval)) = (tokenizer, eval) else {
+        bail!("--predict-with-generate needs --eval-file and a tokenizer.json");
+    };
+    let bar = indicatif::ProgressBar::new(eval.examples.len() as u64)
+        .with_prefix("answering the held-out prompts");
+    bar.set_style(indicatif::ProgressStyle::with_template(
+        "{prefix} {bar:24} {pos}/{len}",
+    )?);
+    let step = &mut |i: usize, _: usize| bar.set_position(i as u64);
+    let given = predict(model, tokenizer, eval, step)?;
+    bar.finish_and_clear();
+    Ok(Some(given))
+}
+
+/// A few answers side by side, and the score of all.
+fn compare(before: &[Prediction], after: &[Prediction]) {
+    for (old, new) in before.iter().zip(after).take(4) {
+        println!("prompt    {}", old.prompt);
+        println!("expected  {}", old.expected);
+        println!("before    {}", old.answer);
+        println!("after     {}\n", new.answer);
+    }
+    println!(
+        "held-out exact match: before {:.1} %, after {:.1} % of {} rows",
+        100. * exact_match(before),
+        100. * exact_match(after),
+        after.len()
+    );
+}

@@ -1,0 +1,105 @@
+//! `downhill generate`: a prompt continued.
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args};
+use downhill::data::{Message, Tokenizer};
+use downhill::generate::{Sampling, generate};
+use downhill::models::{self, LoadOptions};
+use downhill::train::ComputeDtype;
+use downhill::{device, lora};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub(super) struct Generate {
+    /// Checkpoint folder
+    #[arg(long)]
+    model: PathBuf,
+    /// Adapter folder, as finetune and PEFT write it
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Text to continue
+    #[arg(long)]
+    prompt: String,
+    /// Give the prompt as a user's turn of the checkpoint's chat template
+    #[arg(long)]
+    chat: bool,
+    /// Tokens to write at most
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+    /// 0: always the likeliest token
+    #[arg(long, default_value_t = 0.)]
+    temperature: f64,
+    /// Draw from the likeliest tokens that together reach this probability
+    #[arg(long, default_value_t = 1.)]
+    top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Hold the model in 4 bits
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    load_in_4bit: bool,
+    /// auto: bf16 on a GPU, f32 on a CPU
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
+    compute_dtype: ComputeDtype,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+impl Generate {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        continue_prompt(&self)
+    }
+}
+
+fn continue_prompt(g: &Generate) -> Result<ExitCode> {
+    let sampling = Sampling {
+        max_new_tokens: g.max_new_tokens,
+        temperature: g.temperature,
+        top_p: g.top_p,
+        seed: g.seed,
+    };
+    sampling.check()?;
+    let device = device::parse(&g.device)?;
+    let tokenizer = Tokenizer::from_dir(&g.model)?;
+    let options = LoadOptions {
+        quantize: g.load_in_4bit,
+        double_quant: true,
+        kind: g.compute_dtype.kind(device),
+        device,
+    };
+    let mut model = models::load(&g.model, &options, &mut |_, _| ())?;
+    if let Some(dir) = &g.adapter {
+        lora::load_adapter(dir, model.linears_mut(), device)?;
+    }
+    let prompt = match g.chat {
+        true => chat_prompt(&tokenizer, &g.prompt, &g.model)?,
+        false => tokenizer.encode(&g.prompt, true)?,
+    };
+    let mut text = tokenizer.stream();
+    let mut out = std::io::stdout().lock();
+    let show = &mut |id| {
+        let piece = text.push(id)?;
+        let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+        // A closed pipe is the reader's way of saying enough.
+        Ok(match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        })
+    };
+    generate(&model, &prompt, tokenizer.stop_ids(), &sampling, show)?;
+    let rest = text.finish()?;
+    let _ = writeln!(out, "{rest}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn chat_prompt(tokenizer: &Tokenizer, text: &str, model: &Path) -> Result<Vec<i64>> {
+    let turn = [Message::new("user", text)];
+    let Some(rendered) = tokenizer.chat_prompt(&turn)? else {
+        bail!("--chat: {} has no chat template", model.display());
+    };
+    Ok(tokenizer.encode(&rendered, false)?)
+}

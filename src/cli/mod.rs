@@ -1,0 +1,100 @@
+//! Arguments in, calls of the library, lines out. Text that a model writes goes to
+//! stdout, all else to stderr.
+//!
+//! A file per subcommand: its flags as a struct with `run`.
+mod finetune;
+mod generate;
+
+use anyhow::{Result, anyhow, bail};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fine-tune DeepSeek-type models in 4 bits, and use the result.
+#[derive(Parser)]
+#[command(version, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train LoRA adapters on rows of text
+    #[command(args_override_self = true)]
+    Finetune(Box<finetune::Finetune>),
+    /// Continue a prompt
+    #[command(args_override_self = true)]
+    Generate(generate::Generate),
+}
+
+pub fn run() -> Result<ExitCode> {
+    let args = with_config(std::env::args_os().collect())?;
+    let cli = match Cli::command().try_get_matches_from(args) {
+        Ok(matches) => Cli::from_arg_matches(&matches)?,
+        Err(e) => e.exit(),
+    };
+    match cli.command {
+        Command::Finetune(c) => c.run(),
+        Command::Generate(c) => c.run(),
+    }
+}
+
+/// Puts the keys of `--config FILE` as flags before the flags given, which thereby
+/// win. One definition of flags serves both.
+fn with_config(args: Vec<OsString>) -> Result<Vec<OsString>> {
+    let Some(path) = config_path(&args) else { return Ok(args) };
+    let text = std::fs::read_to_string(&path)
+        .map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    let table: toml::Table =
+        text.parse().map_err(|e| anyhow!("{} is not TOML: {e}", path.display()))?;
+    let command = Cli::command();
+    let known = command.find_subcommand("finetune").into_iter();
+    let known: Vec<&str> =
+        known.flat_map(|c| c.get_arguments().filter_map(|a| a.get_long())).collect();
+    let mut merged = args[..2].to_vec();
+    for (key, value) in table {
+        if !known.contains(&key.as_str()) || key == "config" {
+            bail!(
+                "{}: unknown key `{key}`; keys are the flags of `downhill finetune \
+                 --help`, without the dashes",
+                path.display()
+            );
+        }
+        let plain = |v: &toml::Value| match v {
+            toml::Value::String(s) => Ok(s.clone()),
+            toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_) => Ok(v.to_string()),
+            _ => bail!("{}: `{key}`: a plain value or a list", path.display()),
+        };
+        let value = match &value {
+            toml::Value::Array(list) => {
+                list.iter().map(plain).collect::<Result<Vec<_>>>()?.join(",")
+            }
+            other => plain(other)?,
+        };
+        merged.push(format!("--{key}={value}").into());
+    }
+    merged.extend_from_slice(&args[2..]);
+    Ok(merged)
+}
+
+/// The value of `--config`, before any parsing; only `finetune` has one.
+fn config_path(args: &[OsString]) -> Option<PathBuf> {
+    if args.get(1)? != "finetune" {
+        return None;
+    }
+    let mut rest = args[2..].iter();
+    while let Some(arg) = rest.next() {
+        let text = arg.to_string_lossy();
+        if text == "--config" {
+            return rest.next().map(PathBuf::from);
+        }
+        if let Some(path) = text.strip_prefix("--config=") {
+            return Some(path.into());
+        }
+    }
+    None
+}
