@@ -1,5 +1,6 @@
 //! The fine-tune: one visible loop, its state on disk, its log.
 
+mod adapters;
 mod events;
 mod fit;
 mod log;
@@ -9,6 +10,7 @@ mod run;
 mod settings;
 mod state;
 
+pub use adapters::{AdapterFlags, InitType};
 pub use fit::{Outcome, fit};
 pub use log::{Log, StepLog};
 pub use loss::{batch_loss, mean_loss};

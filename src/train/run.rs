@@ -130,13 +130,14 @@ impl Run {
         let out = &settings.output_dir;
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
-        let linears = model.linears_mut();
+        let parameters = model.named_parameters();
+        let parts = (model.linears_mut(), parameters);
         let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref())
         {
-            Some(dir) => lora::load_adapter(dir, linears, device)?,
+            Some(dir) => lora::load_adapter(dir, parts, device)?,
             None => {
                 let config = settings.lora();
-                let named = lora::attach(linears, &config, settings.seed, device)?;
+                let named = lora::attach(parts, &config, settings.seed, device)?;
                 (config, named)
             }
         };
@@ -145,6 +146,12 @@ impl Run {
             if let Some(adapter) = &mut linear.lora {
                 adapter.dropout = lora.dropout;
             }
+        }
+        let inner = |n: &str| n.contains(".layers.") && !n.contains(".lora_");
+        if model.checkpointing && adapters.iter().any(|(n, _)| inner(n)) {
+            let what = "modules of a layer get no gradient through \
+                        --gradient-checkpointing; switch it off";
+            return Err(Error::setting("--modules-to-save", what));
         }
         // Not before the adapters are there: they may come from that folder, and a
         // run that cannot begin should move nothing.
@@ -164,7 +171,7 @@ impl Run {
             "LoRA r = {}, alpha = {}: {} adapters, {trained} trained parameters",
             lora.r,
             lora.alpha,
-            adapters.len() / 2
+            adapters.iter().filter(|(n, _)| n.ends_with("lora_A.weight")).count()
         ));
         let params = Param::with_decay(adapters, |_, _| settings.weight_decay);
         let mut optimizer: Box<dyn Optimizer> = match settings.optim {

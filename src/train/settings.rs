@@ -1,6 +1,7 @@
 //! The settings of a run: names from transformers, PEFT and bitsandbytes, defaults
 //! from the classic recipe.
-use crate::lora::LoraConfig;
+use super::{AdapterFlags, InitType};
+use crate::lora::{LoraConfig, Modules};
 use crate::schedule::{self, Schedule};
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
@@ -68,9 +69,14 @@ pub struct Settings {
     /// Dropout before the adapters
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
-    /// Linears that get an adapter: names, or all-linear
+    /// Linears that get an adapter: names, or a regular expression for the whole
+    /// name, or all-linear
     #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
     pub target_modules: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub adapters: AdapterFlags,
     /// Hold the base model in 4 bits
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
@@ -272,17 +278,23 @@ impl Settings {
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.) {
             return wrong("--lora-alpha", format!("{}; above 0", self.lora_alpha));
         }
-        Ok(())
+        if self.adapters.init_lora_weights == InitType::Pissa && self.load_in_4bit {
+            let what = "pissa splits each weight by its singular values, which it must \
+                        have in full: add --load-in-4bit false";
+            return wrong("--init-lora-weights", what.into());
+        }
+        self.lora().check()
     }
 
     /// The adapter's settings.
     pub fn lora(&self) -> LoraConfig {
-        LoraConfig {
+        self.adapters.apply(LoraConfig {
             r: self.lora_r,
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
-            target_modules: self.target_modules.clone(),
-        }
+            target_modules: Modules::parse(&self.target_modules),
+            ..LoraConfig::default()
+        })
     }
 
     /// The learning rate over `total` steps.

@@ -1,5 +1,5 @@
 //! What several test modules share: small models, temporary folders, the GPU if any.
-use downhill::lora::{LoraConfig, Named, attach};
+use downhill::lora::{LoraConfig, Modules, Named, attach};
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::{Rope, RopeScaling, dropout::Rates};
 use std::io::Write;
@@ -52,8 +52,8 @@ pub fn frozen(seed: u64) -> Decoder {
 }
 
 pub fn lora(targets: &[&str], dropout: f64) -> LoraConfig {
-    let target_modules = targets.iter().map(|t| t.to_string()).collect();
-    LoraConfig { r: 4, alpha: 8., dropout, target_modules }
+    let target_modules = Modules::parse(targets);
+    LoraConfig { r: 4, alpha: 8., dropout, target_modules, ..Default::default() }
 }
 
 /// A frozen model with an adapter that changes something: B is not zero.
