@@ -4,6 +4,7 @@
 //! A file per subcommand: its flags as a struct with `run`.
 mod finetune;
 mod generate;
+mod preview;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -24,6 +25,9 @@ enum Command {
     /// Train LoRA adapters on rows of text
     #[command(args_override_self = true)]
     Finetune(Box<finetune::Finetune>),
+    /// Show rows as the model sees them, or list a file's bad rows
+    #[command(args_override_self = true)]
+    Preview(preview::Preview),
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(generate::Generate),
@@ -37,6 +41,7 @@ pub fn run() -> Result<ExitCode> {
     };
     match cli.command {
         Command::Finetune(c) => c.run(),
+        Command::Preview(c) => c.run(),
         Command::Generate(c) => c.run(),
     }
 }

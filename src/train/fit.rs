@@ -1,7 +1,7 @@
 //! The training loop.
 use super::loss::{blame_gradient, blame_loss};
 use super::{Run, StepLog, When, batch_loss, mean_loss, state};
-use crate::data::{Batch, order};
+use crate::data::Batch;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm;
 use crate::{Error, Result};
@@ -36,7 +36,12 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     while run.step < run.total {
         let began = Instant::now();
         let lr = run.schedule.lr(run.step);
-        let batches = micro_batches(run);
+        let batches = match micro_batches(run) {
+            Ok(batches) => batches,
+            Err(row) => return Err(stopped_by(run, window, row)),
+        };
+        // None where streamed rows turn out to have no token to learn: no batch, no
+        // gradient, and nothing moves.
         let learned: i64 = batches.iter().map(|(b, _)| b.supervised()).sum();
 
         run.optimizer.zero_grad();
@@ -61,13 +66,13 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
 
         busy += began.elapsed();
         window.loss += loss;
-        window.steps += 1;
+        window.steps += i64::from(learned > 0);
         window.tokens += batches.iter().map(|(b, _)| b.tokens()).sum::<i64>();
         if run.step % run.settings.logging_steps == 0 || run.step == run.total {
             let entry = StepLog {
                 step: run.step,
                 epoch: run.epoch(),
-                loss: window.loss / window.steps as f64,
+                loss: window.loss / window.steps.max(1) as f64,
                 grad_norm,
                 learning_rate: lr,
                 tokens_per_second: window.tokens as f64 / busy.as_secs_f64(),
@@ -103,22 +108,29 @@ pub(super) struct Window {
 }
 
 /// The rows of the next step, in micro-batches, each with its dropout masks' number.
-fn micro_batches(run: &Run) -> Vec<(Batch, Mode)> {
+fn micro_batches(run: &mut Run) -> Result<Vec<(Batch, Mode)>> {
     let s = &run.settings;
     let (size, accumulation) =
         (s.per_device_train_batch_size, s.gradient_accumulation_steps);
     let (epoch, k) = (run.step / run.per_epoch, run.step % run.per_epoch);
-    let rows = &run.train.examples;
-    let order = order(rows.len(), s.seed, epoch as u64, s.shuffle);
+    run.plan.go_to(epoch as u64);
+    let packs = run.plan.packs();
     let first = k as usize * accumulation * size;
-    let step_rows = order.iter().skip(first).take(accumulation * size);
-    let step_rows: Vec<_> = step_rows.map(|&i| &rows[i]).collect();
-    let made = step_rows.chunks(size).enumerate().map(|(j, rows)| {
-        let batch = Batch::collate(rows).to(run.model.device());
+    let mut batches = Vec::with_capacity(accumulation);
+    for j in 0..accumulation {
+        let packs = packs.min(first + j * size)..packs.min(first + (j + 1) * size);
+        let rows = packs.flat_map(|k| run.plan.pack(k));
+        let rows = rows.filter_map(|&i| run.train.row(i as usize).transpose());
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        if rows.is_empty() {
+            continue;
+        }
+        let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
+        let batch = Batch::collate(&rows).to(run.model.device());
         let step = run.step as u64 * accumulation as u64 + j as u64;
-        (batch, Mode::Train { seed: s.seed, step })
-    });
-    made.collect()
+        batches.push((batch, Mode::Train { seed: s.seed, step }));
+    }
+    Ok(batches)
 }
 
 fn due(run: &Run, when: When, steps: i64) -> bool {
@@ -142,5 +154,10 @@ fn stopped_by(run: &Run, window: Window, why: Error) -> Error {
         (n, Ok(dir)) => format!("the state after step {n} is in {}", dir.display()),
         (_, Err(e)) => format!("saving the state before it failed too: {e}"),
     };
-    Error::NonFinite(format!("{why}; {kept}"))
+    match why {
+        Error::Row { path, line, what } => {
+            Error::row(path, line, format!("{what}; {kept}"))
+        }
+        why => Error::NonFinite(format!("{why}; {kept}")),
+    }
 }

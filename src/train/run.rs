@@ -2,7 +2,7 @@
 use super::fit::Window;
 use super::{Log, OptimizerType, Settings, Switch, state};
 use crate::checkpoint::atomic;
-use crate::data::{Dataset, Tokenizer};
+use crate::data::{Dataset, Grouping, Plan, RowEncoder, Tokenizer};
 use crate::lora::{self, LoraConfig};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::optim::{Adam, AdamW, Driver, Optimizer, Param, Sgd};
@@ -26,6 +26,8 @@ pub struct Run {
     pub schedule: Box<dyn Schedule>,
     /// Rows to learn from.
     pub train: Dataset,
+    /// Which rows an epoch takes together.
+    pub plan: Plan,
     /// Rows to measure on.
     pub eval: Option<Dataset>,
     /// The model's tokenizer, if its folder has one.
@@ -68,15 +70,28 @@ impl Base {
             true => Some(Tokenizer::from_dir(&settings.model)?),
             false => None,
         };
+        let encoder = RowEncoder {
+            completion_only_loss: settings.completion_only_loss,
+            assistant_only_loss: settings.assistant_only_loss,
+            ..RowEncoder::new(
+                tokenizer.as_ref(),
+                settings.max_length,
+                config.vocab_size,
+            )
+        };
         let mut read = |path: &Path| -> Result<Dataset> {
-            let longest = settings.max_length;
-            let data =
-                Dataset::load(path, tokenizer.as_ref(), longest, config.vocab_size)?;
+            let data = Dataset::read(path, encoder.clone())?;
             say(&format!("{}: {}", path.display(), data.summary));
             Ok(data)
         };
-        let train = read(&settings.train_file)?;
-        let eval = settings.eval_file.as_deref().map(&mut read).transpose()?;
+        let mut train = read(&settings.train_file)?;
+        let mut eval = settings.eval_file.as_deref().map(&mut read).transpose()?;
+        if settings.validation_split > 0. {
+            let (rest, held) =
+                train.split(settings.validation_split, settings.seed)?;
+            say(&format!("of these, {} rows are kept for measuring", held.len()));
+            (train, eval) = (rest, Some(held));
+        }
         let options = LoadOptions {
             quantize: settings.load_in_4bit,
             double_quant: settings.bnb_4bit_use_double_quant,
@@ -180,8 +195,9 @@ impl Run {
             OptimizerType::Sgd => Box::new(Driver::new(Sgd::default(), params)),
         };
 
+        let plan = plan(&train, &settings, say)?;
         let per_epoch = state::steps_per_epoch(
-            train.examples.len(),
+            plan.packs(),
             settings.per_device_train_batch_size,
             settings.gradient_accumulation_steps,
         );
@@ -202,6 +218,7 @@ impl Run {
             lora,
             optimizer,
             train,
+            plan,
             eval,
             tokenizer,
             step: resumed.step,
@@ -225,6 +242,12 @@ impl Run {
 
     /// Writes adapter, `trainer_state.json` and the loss curve into the output folder.
     pub fn finish(&self) -> Result<()> {
+        let late = self.train.skipped_late();
+        if let Some(first) = late.first() {
+            let n = late.len();
+            self.log
+                .say(&format!("{n} rows had no token to learn (line {first}, ...)"));
+        }
         self.log.finish();
         let out = &self.settings.output_dir;
         let base = self.settings.model.display().to_string();
@@ -249,6 +272,27 @@ impl Run {
         };
         chart.draw()
     }
+}
+
+/// The order of the rows, as the settings say.
+fn plan(
+    train: &Dataset,
+    settings: &Settings,
+    say: &mut dyn FnMut(&str),
+) -> Result<Plan> {
+    let grouping = settings.grouping();
+    let alone = grouping == Grouping::Alone;
+    let lengths = if alone { vec![] } else { train.lengths()? };
+    let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+    let plan =
+        Plan::new(train.len(), lengths, grouping, settings.seed, settings.shuffle);
+    if settings.packing {
+        let (rows, packs) = (train.len(), plan.packs());
+        let room = (packs * settings.max_length) as f64;
+        let full = 100. * tokens as f64 / room;
+        say(&format!("{rows} rows in {packs} packs, {full:.0} % full"));
+    }
+    Ok(plan)
 }
 
 /// The folder that `--resume` means, if there is one to go on from.

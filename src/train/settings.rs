@@ -1,6 +1,7 @@
 //! The settings of a run: names from transformers, PEFT and bitsandbytes, defaults
 //! from the classic recipe.
 use super::{AdapterFlags, InitType};
+use crate::data::Grouping;
 use crate::lora::{LoraConfig, Modules};
 use crate::schedule::{self, Schedule};
 use crate::{Error, Result};
@@ -15,12 +16,16 @@ pub struct Settings {
     /// Checkpoint folder: config.json, model.safetensors (or shards), tokenizer.json
     #[arg(long)]
     pub model: PathBuf,
-    /// Rows to learn from (JSONL)
+    /// Rows to learn from: JSON Lines, or CSV with a header
     #[arg(long)]
     pub train_file: PathBuf,
     /// Rows to measure the loss on
     #[arg(long)]
     pub eval_file: Option<PathBuf>,
+    /// Instead of an eval file: this share of the rows, drawn by the seed, is kept for
+    /// measuring
+    #[arg(long, default_value_t = 0.)]
+    pub validation_split: f64,
     /// What the rows teach
     #[arg(long, value_enum, default_value_t = Task::CausalLm)]
     pub task: Task,
@@ -97,10 +102,23 @@ pub struct Settings {
     /// Tokens per row; longer rows are cut
     #[arg(long, default_value_t = 1024)]
     pub max_length: usize,
-    /// Several rows in one sequence (not in this version)
+    /// Put whole rows together up to --max-length tokens; the batch size then counts
+    /// these packs. No row sees another
     #[arg(long, action = ArgAction::Set, default_value_t = false,
           num_args = 0..=1, default_missing_value = "true")]
     pub packing: bool,
+    /// Rows of similar length in one forward pass
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub group_by_length: bool,
+    /// Learn of {prompt, completion} the completion alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub completion_only_loss: bool,
+    /// Learn of {messages} the assistant's turns alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub assistant_only_loss: bool,
     /// Take the rows in a new order each epoch
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
@@ -222,10 +240,20 @@ impl Settings {
             let what = "only causal-lm in this version";
             return wrong("--task", what.into());
         }
-        if self.packing {
-            let what = "not in this version; rows of a batch are not padded, so that \
-                        packing would save little time";
-            return wrong("--packing", what.into());
+        if self.packing && self.group_by_length {
+            let what =
+                "packing puts rows together by length already; give one of both";
+            return wrong("--group-by-length", what.into());
+        }
+        if self.validation_split != 0. {
+            if !(self.validation_split > 0. && self.validation_split < 1.) {
+                let what = format!("{}; a share such as 0.1", self.validation_split);
+                return wrong("--validation-split", what);
+            }
+            if self.eval_file.is_some() {
+                let what = "there is --eval-file already; give one of both";
+                return wrong("--validation-split", what.into());
+            }
         }
         let at_least_one = [
             (
@@ -284,6 +312,15 @@ impl Settings {
             return wrong("--init-lora-weights", what.into());
         }
         self.lora().check()
+    }
+
+    /// How rows are put together.
+    pub fn grouping(&self) -> Grouping {
+        match (self.packing, self.group_by_length) {
+            (true, _) => Grouping::Packed(self.max_length),
+            (_, true) => Grouping::ByLength(self.per_device_train_batch_size),
+            _ => Grouping::Alone,
+        }
     }
 
     /// The adapter's settings.

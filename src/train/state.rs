@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Optimizer steps in one epoch: the last may have fewer micro-batches.
+/// Optimizer steps in one epoch of rows, or of packs of rows: the last may have fewer
+/// micro-batches.
 pub fn steps_per_epoch(rows: usize, batch_size: usize, accumulation: usize) -> i64 {
     rows.div_ceil(batch_size).div_ceil(accumulation) as i64
 }
@@ -130,13 +131,19 @@ pub(super) fn restore(
         "lora_dropout",
         "max_length",
         "shuffle",
+        "packing",
+        "group_by_length",
+        "validation_split",
+        "completion_only_loss",
+        "assistant_only_loss",
         "load_in_4bit",
         "bnb_4bit_use_double_quant",
         "compute_dtype",
         "logging_steps",
     ] {
         let (before, after) = (&state["settings"][key], &now[key]);
-        if before != after {
+        // Null: begun before there was such a setting.
+        if !before.is_null() && before != after {
             let flag = format!("--{}", key.replace('_', "-"));
             let what = format!(
                 "{after}, but the run in {} was begun with {before}; resume with the \

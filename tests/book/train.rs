@@ -6,10 +6,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const MODEL: &str = "tests/golden/train_taught";
+pub const MODEL: &str = "tests/golden/train_taught";
 
 /// `downhill finetune` into `dir`, with these flags beside the usual.
-fn finetune(dir: &Path, flags: &[&str]) -> Command {
+pub fn finetune(dir: &Path, flags: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_downhill"));
     let rows = format!("{MODEL}/rows.jsonl");
     c.args(["finetune", "--model", MODEL, "--train-file", &rows]);
@@ -21,7 +21,7 @@ fn finetune(dir: &Path, flags: &[&str]) -> Command {
     c
 }
 
-fn ok(output: Output) -> String {
+pub fn ok(output: Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
     text
