@@ -1,5 +1,7 @@
 //! Arguments in, calls of the library, lines out. Text that a model writes goes to
 //! stdout, all else to stderr.
+mod merge;
+
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::data::{Message, Tokenizer};
@@ -33,6 +35,9 @@ enum Command {
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(Generate),
+    /// Write a checkpoint with an adapter merged into its weights
+    #[command(args_override_self = true)]
+    Merge(merge::Merge),
 }
 
 #[derive(Args)]
@@ -91,6 +96,7 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Finetune(f) => finetune(f.settings),
         Command::Generate(g) => continue_prompt(&g),
+        Command::Merge(m) => merge::merge(&m),
     }
 }
 
