@@ -4,6 +4,7 @@
 //! A file per subcommand: its flags as a struct with `run`.
 mod finetune;
 mod generate;
+mod merge;
 mod preview;
 
 use anyhow::{Result, anyhow, bail};
@@ -31,6 +32,9 @@ enum Command {
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(generate::Generate),
+    /// Write a checkpoint with an adapter merged into its weights
+    #[command(args_override_self = true)]
+    Merge(merge::Merge),
 }
 
 pub fn run() -> Result<ExitCode> {
@@ -43,6 +47,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Finetune(c) => c.run(),
         Command::Preview(c) => c.run(),
         Command::Generate(c) => c.run(),
+        Command::Merge(c) => c.run(),
     }
 }
 

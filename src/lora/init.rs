@@ -6,11 +6,60 @@
 //! - PiSSA (Meng et al. 2024, arXiv 2404.02948): the weight is split by its singular
 //!   values, `W = U S Vᵀ`. The r largest become the adapter, `B = U √(S/s)` and
 //!   `A = √(S/s) Vᵀ`, and what is left of W is frozen. The model computes the same at
-//!   first, but the directions that matter most are the trained ones.
-use super::config::Init;
+//!   first, but the directions that matter most are the trained ones. An adapter of it
+//!   fits only the weights that are left, so a finished one is saved as
+//!   [`pissa_to_lora`] makes it.
+use super::Named;
+use super::config::{Init, LoraConfig};
+use crate::nn::Linear;
 use crate::nn::dropout::{normal, uniform};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor, no_grad};
+
+/// PiSSA's adapter as one of plain LoRA, at twice the rank and the same scale, for the
+/// weights as they were: `W − s B₀ A₀ + s B A = W + s [B, −B₀] [A; A₀]`. `starts` are A₀
+/// and B₀, under the names that A and B have in `named`.
+///
+/// Source: `subtract_mutated_init` in PEFT's `lora/model.py`.
+pub fn pissa_to_lora(
+    config: &LoraConfig,
+    named: &Named,
+    starts: &Named,
+) -> (LoraConfig, Named) {
+    let start = |name: &String| starts.iter().find(|(n, _)| n == name);
+    let both = |(name, t): &(String, Tensor)| {
+        let t = match start(name) {
+            Some((_, t0)) if name.ends_with("lora_A.weight") => {
+                Tensor::cat(&[t.detach(), t0.detach()], 0)
+            }
+            Some((_, t0)) => Tensor::cat(&[t.detach(), -t0.detach()], 1),
+            None => t.shallow_clone(),
+        };
+        (name.clone(), t)
+    };
+    let times = if config.use_rslora { 2f64.sqrt() } else { 2. };
+    let ranks = config.rank_pattern.iter().map(|(p, r)| (p.clone(), 2 * r));
+    let alphas = config.alpha_pattern.iter().map(|(p, a)| (p.clone(), times * a));
+    let config = LoraConfig {
+        r: 2 * config.r,
+        alpha: times * config.alpha,
+        rank_pattern: ranks.collect(),
+        alpha_pattern: alphas.collect(),
+        init: Init::Default,
+        ..config.clone()
+    };
+    (config, named.iter().map(both).collect())
+}
+
+/// A₀ and B₀ of the linears that PiSSA split.
+pub fn pissa_starts(linears: Vec<(String, &mut Linear)>) -> Named {
+    let starts = linears.into_iter().filter_map(|(name, linear)| {
+        let [a, b] = linear.lora.as_ref()?.start.as_ref()?;
+        let of = |half: &str| format!("{name}.lora_{half}.weight");
+        Some([(of("A"), a.shallow_clone()), (of("B"), b.shallow_clone())])
+    });
+    starts.flatten().collect()
+}
 
 /// A [r, in] and B [out, r], in f32.
 pub(super) type Pair = (Tensor, Tensor);

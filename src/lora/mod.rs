@@ -8,22 +8,26 @@
 //! Source: Hu et al. 2021, arXiv 2106.09685. Adapters are f32 whatever the base
 //! computes in, as PEFT's `autocast_adapter_dtype`.
 mod config;
+mod delta;
+mod folder;
 pub mod init;
+mod merge;
 mod parts;
 mod pattern;
 mod peft;
 
 pub use config::{Init, LoraConfig, Modules, TaskType};
+pub use merge::{MergeReport, MergedLayer, Onto, merge};
 pub use parts::Parts;
 pub use peft::{read_config, save_adapter};
 
-use crate::checkpoint::read_safetensors;
 use crate::nn::{Adapter, Dora, Linear, Weight};
 use crate::{Error, Result};
 use config::{Rules, ends_in};
+use delta::Saved;
 use init::Pair;
-use peft::{CONFIG, PREFIX, WEIGHTS};
-use std::collections::{BTreeSet, HashMap};
+use peft::{CONFIG, WEIGHTS};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -182,90 +186,45 @@ pub fn load_adapter<'a>(
     let path = dir.join(WEIGHTS);
     let as_ours = |e: Error| Error::file(dir.join(CONFIG), e.to_string());
     let rules = Rules::new(&config).map_err(as_ours)?;
-    let mut saved = Saved { path: &path, tensors: read_safetensors(&path)? };
+    let mut saved = Saved::read(&path)?;
     let mut named = Named::new();
     for (place, (name, linear)) in linears.into_iter().enumerate() {
-        let [out, input] = linear.weight.shape();
-        let there = ["A", "B"].iter().any(|half| {
-            saved.tensors.contains_key(&format!("{PREFIX}{name}.lora_{half}.weight"))
-        });
-        if !there && !rules.targets(&name).map_err(as_ours)? {
+        let shape = linear.weight.shape();
+        let Some(delta) = saved.delta(&rules, &config, &name, shape)? else {
             continue;
-        }
-        let (r, scale) = rules.rank_and_scale(&name).map_err(as_ours)?;
-        let mut take = |half: &str, shape: &[i64]| -> Result<Tensor> {
-            let t = saved.take(&format!("{name}.{half}"), shape, r)?;
-            Ok(t.to_kind(Kind::Float).to_device(device))
         };
-        let a = take("lora_A.weight", &[r, input])?;
-        let b = take("lora_B.weight", &[out, r])?;
-        let bias = match config.lora_bias {
-            true => Some(take("lora_B.bias", &[out])?.set_requires_grad(true)),
-            false => None,
-        };
-        let magnitude = match config.use_dora {
-            true => Some(take("lora_magnitude_vector", &[out])?),
-            false => None,
-        };
+        let at = |t: Tensor| t.to_device(device).set_requires_grad(true);
         let start = match config.init {
             Init::Pissa => {
-                let (a, b) = cut(&name, linear, r, scale).map_err(as_ours)?;
+                let cut = cut(&name, linear, delta.r, delta.scale);
+                let (a, b) = cut.map_err(as_ours)?;
                 Some([a, b])
             }
             _ => None,
         };
-        let dora = magnitude.map(|m| Dora::with(&linear.weight, m));
-        let place = place as u32;
-        let adapter =
-            Adapter { bias, dora, start, place, ..Adapter::new(a, b, scale) };
+        let dora = delta.magnitude.map(|m| Dora::with(&linear.weight, at(m)));
+        let adapter = Adapter {
+            bias: delta.bias.map(at),
+            dora,
+            start,
+            place: place as u32,
+            ..Adapter::new(at(delta.a), at(delta.b), delta.scale)
+        };
         put(linear, adapter, &config)?;
         remember(&mut named, &name, linear);
     }
     let modules = parts::chosen(&parameters, &config.modules_to_save, false);
     for (name, mut t) in modules.map_err(as_ours)? {
-        let stored = saved.take(&name, &t.size(), config.r)?;
+        let stored = saved.take(&name, &t.size(), None)?;
         no_grad(|| t.f_copy_(&stored))?;
         named.push((name, t.set_requires_grad(true)));
     }
-    let mut unused: Vec<_> = saved.tensors.into_keys().collect();
-    unused.sort();
-    match unused.into_iter().next() {
-        Some(key) => {
-            let what = "fits no linear layer of this model, and no module of \
-                        modules_to_save; is it the adapter of another base?";
-            Err(Error::tensor(&path, key, what))
-        }
-        None if named.is_empty() => {
-            Err(Error::file(&path, "holds no adapter tensor"))
-        }
-        None => Ok((config, named)),
-    }
-}
-
-/// The tensors of an adapter file that have not been taken yet.
-struct Saved<'a> {
-    path: &'a Path,
-    tensors: HashMap<String, Tensor>,
-}
-
-impl Saved<'_> {
-    fn take(&mut self, name: &str, shape: &[i64], r: i64) -> Result<Tensor> {
-        let key = format!("{PREFIX}{name}");
-        let wrong = |what: String| Err(Error::tensor(self.path, &key, what));
-        let Some(t) = self.tensors.remove(&key) else {
-            return wrong("missing".into());
-        };
-        let found = t.size();
-        if found != shape {
-            let by = match name.contains(".lora_") {
-                true => format!(" (r = {r} in {CONFIG})"),
-                false => String::new(),
-            };
-            return wrong(format!("shape {found:?}, expected {shape:?}{by}"));
-        }
-        if !t.is_floating_point() {
-            return wrong(format!("dtype {:?}; F32, F16 or BF16", t.kind()));
-        }
-        Ok(t)
+    saved.nothing_left(
+        "fits no linear layer of this model, and no module of modules_to_save; is it \
+         the adapter of another base?",
+    )?;
+    match named.is_empty() {
+        true => Err(Error::file(&path, "holds no adapter tensor")),
+        false => Ok((config, named)),
     }
 }

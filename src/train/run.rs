@@ -20,6 +20,8 @@ pub struct Run {
     pub model: Decoder,
     /// The adapters' settings: the flags', or the initial adapter's.
     pub lora: LoraConfig,
+    /// What PiSSA took out of the weights, if it did.
+    starts: lora::Named,
     /// Owns the adapters' tensors and what is remembered of them.
     pub optimizer: Box<dyn Optimizer>,
     /// Learning rate by step.
@@ -157,6 +159,7 @@ impl Run {
             }
         };
         let lora = LoraConfig { dropout: settings.lora_dropout, ..lora };
+        let starts = lora::init::pissa_starts(model.linears_mut());
         for (_, linear) in model.linears_mut() {
             if let Some(adapter) = &mut linear.lora {
                 adapter.dropout = lora.dropout;
@@ -216,6 +219,7 @@ impl Run {
             settings,
             model,
             lora,
+            starts,
             optimizer,
             train,
             plan,
@@ -251,8 +255,14 @@ impl Run {
         self.log.finish();
         let out = &self.settings.output_dir;
         let base = self.settings.model.display().to_string();
-        let adapters = state::adapters(&*self.optimizer);
-        lora::save_adapter(out, &self.lora, &base, &adapters)?;
+        let mut adapters = state::adapters(&*self.optimizer);
+        let mut lora = self.lora.clone();
+        // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.
+        if !self.starts.is_empty() && !lora.use_dora {
+            let starts = &self.starts;
+            (lora, adapters) = lora::init::pissa_to_lora(&lora, &adapters, starts);
+        }
+        lora::save_adapter(out, &lora, &base, &adapters)?;
         state::write_json(&out.join(state::STATE), &self.state())?;
         self.curve()?.save(out.join("loss.svg"))
     }
