@@ -1,9 +1,13 @@
 //! Arguments in, calls of the library, lines out. Text that a model writes goes to
 //! stdout, all else to stderr.
+mod doctor;
+mod quantize;
+
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
+use downhill::hub::Hub;
 use downhill::models::{self, LoadOptions};
 use downhill::train::{
     Base, Outcome, Prediction, Run, Settings, exact_match, predict,
@@ -33,6 +37,12 @@ enum Command {
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(Generate),
+    /// Write a checkpoint folder in 4 bits, as bitsandbytes reads it
+    #[command(args_override_self = true)]
+    Quantize(quantize::Quantize),
+    /// Say what there is to compute with, and what a checkpoint will take
+    #[command(args_override_self = true)]
+    Doctor(doctor::Doctor),
 }
 
 #[derive(Args)]
@@ -46,7 +56,7 @@ struct Finetune {
 
 #[derive(Args)]
 struct Generate {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder, as finetune and PEFT write it
@@ -74,6 +84,12 @@ struct Generate {
     #[arg(long, action = clap::ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     load_in_4bit: bool,
+    /// Weights that share a scale
+    #[arg(long, default_value_t = 64)]
+    bnb_4bit_blocksize: usize,
+    /// Folder that keeps the 4-bit form for the next start, or off
+    #[arg(long, default_value = "off")]
+    quantized_cache: PathBuf,
     /// auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = train::ComputeDtype::Auto)]
     compute_dtype: train::ComputeDtype,
@@ -89,8 +105,16 @@ pub fn run() -> Result<ExitCode> {
         Err(e) => e.exit(),
     };
     match cli.command {
-        Command::Finetune(f) => finetune(f.settings),
-        Command::Generate(g) => continue_prompt(&g),
+        Command::Finetune(mut f) => {
+            f.settings.model = resolve(&f.settings.model)?;
+            finetune(f.settings)
+        }
+        Command::Generate(mut g) => {
+            g.model = resolve(&g.model)?;
+            continue_prompt(&g)
+        }
+        Command::Quantize(q) => quantize::run(&q),
+        Command::Doctor(d) => doctor::run(&d),
     }
 }
 
@@ -240,11 +264,16 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let tokenizer = Tokenizer::from_dir(&g.model)?;
     let options = LoadOptions {
         quantize: g.load_in_4bit,
+        blocksize: g.bnb_4bit_blocksize,
         double_quant: true,
         kind: g.compute_dtype.kind(device),
         device,
     };
-    let mut model = models::load(&g.model, &options, &mut |_, _| ())?;
+    let cache = g.quantized_cache.as_path();
+    let cache = (cache != Path::new("off")).then_some(cache);
+    let say = &mut |line: &str| eprintln!("{line}");
+    let mut model =
+        models::load_cached(&g.model, cache, &options, say, &mut |_, _| ())?;
     if let Some(dir) = &g.adapter {
         lora::load_adapter(dir, model.linears_mut(), device)?;
     }
@@ -267,6 +296,20 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let rest = text.finish()?;
     let _ = writeln!(out, "{rest}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// A checkpoint's folder from `--model`, which may be a name on the hub.
+fn resolve(model: &Path) -> Result<PathBuf> {
+    Ok(Hub::from_env().resolve(model, &mut |line| eprintln!("{line}"))?)
+}
+
+/// A progress bar over tensors, hidden where stderr is no terminal.
+fn bar(what: &'static str) -> Result<indicatif::ProgressBar> {
+    let bar = indicatif::ProgressBar::no_length().with_prefix(what);
+    bar.set_style(indicatif::ProgressStyle::with_template(
+        "{prefix} {bar:24} {pos}/{len} tensors",
+    )?);
+    Ok(bar)
 }
 
 fn chat_prompt(tokenizer: &Tokenizer, text: &str, model: &Path) -> Result<Vec<i64>> {

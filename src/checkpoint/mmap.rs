@@ -60,16 +60,44 @@ impl MappedFile {
             let what = format!("dtype {dtype:?}, which libtorch cannot hold");
             Error::tensor(&self.path, name, what)
         })?;
+        let shape = self.shape(name)?;
+        self.with_bytes(info, |data| {
+            Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+        })
+    }
+
+    /// Sums of the words, and of these sums (Fletcher): as fast as memory, and changed
+    /// by any one error and by any two words that have changed places.
+    pub(super) fn checksum(&self, name: &str) -> Result<u128> {
+        self.with_bytes(self.info(name)?, |data| {
+            let (words, rest) = data.as_chunks::<8>();
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            let (mut sum, mut of_sums) = (data.len() as u64, 0u64);
+            for word in words.iter().chain([&last]) {
+                sum = sum.wrapping_add(u64::from_le_bytes(*word));
+                of_sums = of_sums.wrapping_add(sum);
+            }
+            Ok(u128::from(sum) << 64 | u128::from(of_sums))
+        })
+    }
+
+    /// Gives the bytes of a tensor to `f`, and then their pages back.
+    fn with_bytes<T>(
+        &self,
+        info: &TensorInfo,
+        f: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Result<T> {
         let (begin, end) = info.data_offsets;
         let begin = self.data_start + begin;
         let data = &self.map[begin..self.data_start + end];
-        let copy = Tensor::f_from_data_size(data, &self.shape(name)?, kind)?;
+        let result = f(data);
         // SAFETY: read-only and backed by the file, so the pages come back unchanged
         // if touched again. A refusal costs memory, nothing else.
         let _ = unsafe {
             let advice = UncheckedAdvice::DontNeed;
             self.map.unchecked_advise_range(advice, begin, data.len())
         };
-        Ok(copy)
+        result
     }
 }

@@ -7,9 +7,11 @@
 pub mod atomic;
 mod mmap;
 mod shards;
+mod stream;
 mod write;
 
 pub use shards::Checkpoint;
+pub use stream::Writer;
 pub use write::{read_safetensors, save_safetensors};
 
 use safetensors::Dtype;
