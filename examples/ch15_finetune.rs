@@ -49,6 +49,7 @@ fn main() -> Result<()> {
     // The model: linear layers in 4 bits, frozen; the rest as it is.
     let options = LoadOptions {
         quantize: true,
+        blocksize: 64,
         double_quant: true,
         kind: Kind::Float,
         device: Device::Cpu,

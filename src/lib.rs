@@ -8,7 +8,7 @@
 //! | 7 to 9, clipping, dropout, weight decay | [`optim`], [`nn`] |
 //! | 10, practice | [`data`], [`models`] |
 //! | 11, data | [`data`] |
-//! | 12, a DeepSeek checkpoint | [`checkpoint`], [`models`], [`generate`] |
+//! | 12, a DeepSeek checkpoint | [`checkpoint`], [`hub`], [`models`], [`generate`] |
 //! | 13, 4-bit weights | [`quant`], [`autograd`] |
 //! | 14, LoRA | [`lora`] |
 //! | 15, the fine-tune | [`train`] |
@@ -24,6 +24,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod generate;
+pub mod hub;
 pub mod lab;
 pub mod lora;
 pub mod models;

@@ -8,10 +8,12 @@ pub mod atomic;
 mod mmap;
 mod rewrite;
 mod shards;
+mod stream;
 mod write;
 
 pub use rewrite::Hashes;
 pub use shards::Checkpoint;
+pub use stream::Writer;
 pub use write::{read_safetensors, save_safetensors};
 
 use safetensors::Dtype;

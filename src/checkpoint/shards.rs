@@ -1,13 +1,14 @@
 //! A checkpoint folder: one safetensors file, or several by an index.
+use super::kind_of;
 use super::mmap::MappedFile;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint folder, by name.
 pub struct Checkpoint {
@@ -15,6 +16,17 @@ pub struct Checkpoint {
     files: Vec<MappedFile>,
     /// Tensor name to the number of its file.
     place: BTreeMap<String, usize>,
+}
+
+/// The command that makes a folder `OUT` with safetensors of a pickle checkpoint.
+/// (`auto`: transformers would make f32 of 16 bits. The tokenizer's files are copied,
+/// since versions 5 of transformers write some of DeepSeek's wrongly.)
+fn from_pickle(dir: &str) -> String {
+    format!(
+        "python -c \"from transformers import AutoModelForCausalLM as M; \
+         M.from_pretrained('{dir}', torch_dtype='auto').save_pretrained('OUT')\" && \
+         cp '{dir}'/tokenizer* OUT"
+    )
 }
 
 #[derive(Deserialize)]
@@ -54,10 +66,10 @@ impl Checkpoint {
             dir,
             match pickled {
                 Some(f) => format!(
-                    "only a pickle checkpoint ({}), which could run code when read; \
-                     convert it with transformers: AutoModelForCausalLM\
-                     .from_pretrained(DIR).save_pretrained(OUT)",
-                    f.file_name().to_string_lossy()
+                    "only a pickle checkpoint ({}), and to read one executes the code \
+                     in it. If you trust it, convert it with Python: {}",
+                    f.file_name().to_string_lossy(),
+                    from_pickle(&dir.display().to_string())
                 ),
                 None => format!("neither {SINGLE} nor {INDEX} in this folder"),
             },
@@ -151,6 +163,28 @@ impl Checkpoint {
     /// Shape of one tensor, from the header.
     pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
         self.file(name)?.shape(name)
+    }
+
+    /// Kind of one tensor, from the header: `None` if libtorch has none such.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        let info = self.file(name).ok()?.header.info(name)?;
+        kind_of(info.dtype)
+    }
+
+    /// The files, in the order of their names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
+    }
+
+    /// A number that any damage to the tensor's bytes changes, all but surely.
+    pub fn checksum(&self, name: &str) -> Result<u128> {
+        self.file(name)?.checksum(name)
+    }
+
+    /// Bytes of all tensors, from the headers.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.files.iter().map(|f| f.header.data_len() as u64);
+        tensors.sum()
     }
 
     /// One tensor in host memory, in the kind that the file has.

@@ -21,7 +21,8 @@ pub(super) struct Finetune {
 }
 
 impl Finetune {
-    pub(super) fn run(self) -> Result<ExitCode> {
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        self.settings.model = super::resolve(&self.settings.model)?;
         finetune(self.settings)
     }
 }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 pub(super) struct Generate {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder, as finetune and PEFT write it
@@ -41,6 +41,12 @@ pub(super) struct Generate {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     load_in_4bit: bool,
+    /// Weights that share a scale
+    #[arg(long, default_value_t = 64)]
+    bnb_4bit_blocksize: usize,
+    /// Folder that keeps the 4-bit form for the next start, or off
+    #[arg(long, default_value = "off")]
+    quantized_cache: PathBuf,
     /// auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     compute_dtype: ComputeDtype,
@@ -50,7 +56,8 @@ pub(super) struct Generate {
 }
 
 impl Generate {
-    pub(super) fn run(self) -> Result<ExitCode> {
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        self.model = super::resolve(&self.model)?;
         continue_prompt(&self)
     }
 }
@@ -67,11 +74,16 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let tokenizer = Tokenizer::from_dir(&g.model)?;
     let options = LoadOptions {
         quantize: g.load_in_4bit,
+        blocksize: g.bnb_4bit_blocksize,
         double_quant: true,
         kind: g.compute_dtype.kind(device),
         device,
     };
-    let mut model = models::load(&g.model, &options, &mut |_, _| ())?;
+    let cache = g.quantized_cache.as_path();
+    let cache = (cache != Path::new("off")).then_some(cache);
+    let say = &mut |line: &str| eprintln!("{line}");
+    let mut model =
+        models::load_cached(&g.model, cache, &options, say, &mut |_, _| ())?;
     if let Some(dir) = &g.adapter {
         let parameters = model.named_parameters();
         lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;

@@ -37,8 +37,9 @@ enum Into {
 }
 
 impl Merge {
-    pub(super) fn run(&self) -> Result<ExitCode> {
-        merge(self)
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        self.model = super::resolve(&self.model)?;
+        merge(&self)
     }
 }
 

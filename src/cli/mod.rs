@@ -2,15 +2,18 @@
 //! stdout, all else to stderr.
 //!
 //! A file per subcommand: its flags as a struct with `run`.
+mod doctor;
 mod finetune;
 mod generate;
 mod merge;
 mod preview;
+mod quantize;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use downhill::hub::Hub;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Fine-tune DeepSeek-type models in 4 bits, and use the result.
@@ -35,6 +38,12 @@ enum Command {
     /// Write a checkpoint with an adapter merged into its weights
     #[command(args_override_self = true)]
     Merge(merge::Merge),
+    /// Write a checkpoint folder in 4 bits, as bitsandbytes reads it
+    #[command(args_override_self = true)]
+    Quantize(quantize::Quantize),
+    /// Say what there is to compute with, and what a checkpoint will take
+    #[command(args_override_self = true)]
+    Doctor(doctor::Doctor),
 }
 
 pub fn run() -> Result<ExitCode> {
@@ -48,7 +57,23 @@ pub fn run() -> Result<ExitCode> {
         Command::Preview(c) => c.run(),
         Command::Generate(c) => c.run(),
         Command::Merge(c) => c.run(),
+        Command::Quantize(c) => c.run(),
+        Command::Doctor(c) => c.run(),
     }
+}
+
+/// A checkpoint's folder from `--model`, which may be a name on the hub.
+fn resolve(model: &Path) -> Result<PathBuf> {
+    Ok(Hub::from_env().resolve(model, &mut |line| eprintln!("{line}"))?)
+}
+
+/// A progress bar over tensors, hidden where stderr is no terminal.
+fn bar(what: &'static str) -> Result<indicatif::ProgressBar> {
+    let bar = indicatif::ProgressBar::no_length().with_prefix(what);
+    bar.set_style(indicatif::ProgressStyle::with_template(
+        "{prefix} {bar:24} {pos}/{len} tensors",
+    )?);
+    Ok(bar)
 }
 
 /// Puts the keys of `--config FILE` as flags before the flags given, which thereby

@@ -38,7 +38,8 @@ pub(super) struct Preview {
 }
 
 impl Preview {
-    pub(super) fn run(self) -> Result<ExitCode> {
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        self.model = super::resolve(&self.model)?;
         let config = models::read_config(&self.model)?;
         let tokenizer = match self.model.join("tokenizer.json").exists() {
             true => Some(Tokenizer::from_dir(&self.model)?),

@@ -124,11 +124,7 @@ fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {
             ));
         }
     }
-    if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
-        return Err("quantization_config: the weights are already quantized; give \
-                    the original 16- or 32-bit checkpoint"
-            .into());
-    }
+    super::quantization::Bitsandbytes::of(&json)?;
     let c = LlamaConfig::deserialize(&json).map_err(|e| at_key(&json, &e))?;
     c.into_decoder()
 }

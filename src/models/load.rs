@@ -1,10 +1,12 @@
-//! A decoder from a checkpoint folder, quantized tensor by tensor on the way.
-use super::config::read_config;
+//! A decoder from a checkpoint folder, tensor by tensor: quantized on the way, or as
+//! bitsandbytes quantized it before.
+use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
+use super::quantization::{Bitsandbytes, config_json};
 use super::weights::Weights;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Writer};
 use crate::nn::{Linear, Weight};
-use crate::quant::Nf4Tensor;
+use crate::quant::{Nf4Tensor, bnb};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,9 +15,12 @@ use tch::{Device, Kind, Tensor};
 /// How to hold the weights.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Linear layers of the blocks in NF4 (blocks of 64); embedding, head and norms
-    /// stay as they are.
+    /// Linear layers of the blocks in NF4; embedding, head and norms stay as they are.
+    /// Off, what a checkpoint holds in NF4 is dequantized.
     pub quantize: bool,
+    /// Weights that share a scale, one of [`crate::quant::BLOCKSIZES`]; what is
+    /// quantized already keeps its own.
+    pub blocksize: usize,
     /// Quantize the block scales as well.
     pub double_quant: bool,
     /// Kind to compute in; also that of every weight that is not quantized.
@@ -37,39 +42,77 @@ pub fn load(
 ) -> Result<Decoder> {
     let config = read_config(dir)?;
     let checkpoint = Checkpoint::open(dir)?;
-    let mut from = FromDisk {
-        checkpoint: &checkpoint,
-        options,
-        used: BTreeSet::new(),
-        progress,
-    };
-    let tied = config.tie_word_embeddings;
-    let model = tch::no_grad(|| Decoder::new(config, &mut from))?;
-    let used = from.used;
-    let spare = |name: &str| {
-        // Buffers that old exports carry, and a tied head stored twice.
-        name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
-    };
-    match checkpoint.names().find(|n| !used.contains(*n) && !spare(n)) {
-        None => Ok(model),
-        Some(name) => Err(Error::tensor(
-            checkpoint.file_of(name),
-            name,
-            "the model described by config.json has no such tensor; is it the \
-             config.json of this checkpoint?",
-        )),
-    }
+    FromDisk::new(&checkpoint, options, dir, progress)?.decoder(config)
 }
 
-struct FromDisk<'a> {
+/// Reads a checkpoint, and may write what it reads to another.
+pub(super) struct FromDisk<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a LoadOptions,
+    /// How bitsandbytes quantized the checkpoint, if it did.
+    quantized: Option<Bitsandbytes>,
     used: BTreeSet<String>,
     progress: &'a mut dyn FnMut(usize, usize),
+    /// Gets every tensor as it will be held, but unquantized ones in the file's kind.
+    pub(super) copy: Option<Writer>,
+    /// Why there is no copy any more, where the model matters more than its copy.
+    pub(super) failed: Option<Error>,
+    /// Off, the model is stood in for by tensors without memory: for the copy alone.
+    pub(super) keep: bool,
 }
 
-impl FromDisk<'_> {
-    /// In host memory and in the compute kind.
+impl<'a> FromDisk<'a> {
+    /// `dir` holds the config.json that describes the files.
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        options: &'a LoadOptions,
+        dir: &Path,
+        progress: &'a mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let quantized = Bitsandbytes::of(&config_json(dir)?);
+        let quantized =
+            quantized.map_err(|what| Error::file(dir.join("config.json"), what))?;
+        Ok(Self {
+            checkpoint,
+            options,
+            quantized,
+            used: BTreeSet::new(),
+            progress,
+            copy: None,
+            failed: None,
+            keep: true,
+        })
+    }
+
+    pub(super) fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder> {
+        let tied = config.tie_word_embeddings;
+        let model = tch::no_grad(|| Decoder::new(config, self))?;
+        let spare = |name: &str| {
+            // Buffers that old exports carry, and a tied head stored twice.
+            name.ends_with("rotary_emb.inv_freq")
+                || (tied && name == "lm_head.weight")
+        };
+        let checkpoint = self.checkpoint;
+        match checkpoint.names().find(|n| !self.used.contains(*n) && !spare(n)) {
+            None => Ok(model),
+            Some(name) => Err(Error::tensor(
+                checkpoint.file_of(name),
+                name,
+                "the model described by config.json has no such tensor; is it the \
+                 config.json of this checkpoint?",
+            )),
+        }
+    }
+
+    /// One tensor as the file has it.
+    fn take(&mut self, name: &str) -> Result<Tensor> {
+        let t = self.checkpoint.tensor(name)?;
+        self.used.insert(name.into());
+        (self.progress)(self.used.len(), self.checkpoint.names().count());
+        Ok(t)
+    }
+
+    /// In host memory and in the file's kind.
     fn read(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let file = self.checkpoint.file_of(name);
         let found = self.checkpoint.shape(name)?;
@@ -77,39 +120,146 @@ impl FromDisk<'_> {
             let what = format!("shape {found:?}, config.json implies {shape:?}");
             return Err(Error::tensor(file, name, what));
         }
-        let t = self.checkpoint.tensor(name)?;
+        let t = self.take(name)?;
         if !matches!(t.kind(), Kind::Float | Kind::Half | Kind::BFloat16) {
             let what = format!("dtype {:?}; weights are F32, F16 or BF16", t.kind());
             return Err(Error::tensor(file, name, what));
         }
-        self.used.insert(name.into());
-        (self.progress)(self.used.len(), self.checkpoint.names().count());
-        Ok(t.f_to_kind(self.options.kind)?)
+        Ok(t)
+    }
+
+    /// `t`, or what takes its place.
+    fn held(&self, t: Tensor) -> Result<Tensor> {
+        let (kind, device) = (self.options.kind, self.options.device);
+        match self.keep {
+            true => Ok(t.f_to_kind(kind)?.f_to_device(device)?),
+            false => self.stand_in(&t.size()),
+        }
+    }
+
+    /// A tensor of one number, seen in this shape.
+    fn stand_in(&self, shape: &[i64]) -> Result<Tensor> {
+        let one = Tensor::f_zeros([1], (self.options.kind, self.options.device))?;
+        Ok(one.f_expand(shape, false)?)
+    }
+
+    /// A linear's weight as bitsandbytes stored it, if it did.
+    fn stored(
+        &mut self,
+        name: &str,
+        weight: &str,
+        shape: [i64; 2],
+    ) -> Result<Option<bnb::Stored>> {
+        let file = self.checkpoint.file_of(weight);
+        if !self.checkpoint.contains(&format!("{weight}{}", bnb::STATE)) {
+            let foreign = bnb::FOREIGN.map(|suffix| format!("{weight}{suffix}"));
+            if let Some(name) = foreign.iter().find(|n| self.checkpoint.contains(n))
+            {
+                let what = "the mark of a code that is not read; only NF4 is";
+                return Err(Error::tensor(
+                    self.checkpoint.file_of(name),
+                    name,
+                    what,
+                ));
+            }
+            return match &self.quantized {
+                Some(q) if !q.skips(name) => Err(Error::tensor(
+                    file,
+                    weight,
+                    format!(
+                        "quantization_config of config.json says that it is in 4 \
+                         bits, and llm_int8_skip_modules does not name it; but \
+                         `{weight}{}` is missing",
+                        bnb::STATE
+                    ),
+                )),
+                _ => Ok(None),
+            };
+        }
+        let part = &mut |suffix: &str| self.take(&format!("{weight}{suffix}"));
+        let stored = bnb::Stored::read(part).map_err(|e| match e {
+            Error::Setting { name: suffix, what } => {
+                let part = format!("{weight}{suffix}");
+                Error::tensor(self.checkpoint.file_of(&part), part, what)
+            }
+            other => other,
+        })?;
+        let found = stored.matrix.shape();
+        if found != shape {
+            let what = format!("shape {found:?}, config.json implies {shape:?}");
+            return Err(Error::tensor(file, weight, what));
+        }
+        Ok(Some(stored))
+    }
+
+    /// Quantizes a weight of the file's kind.
+    fn quantize(&self, weight: &str, w: &Tensor) -> Result<bnb::Stored> {
+        let (options, dtype) = (self.options, w.kind());
+        // Every kind fits into f32, and need not be made so beforehand.
+        let w = match options.kind {
+            Kind::Float => w.f_to_device(options.device)?,
+            kind => w.f_to_kind(kind)?.f_to_device(options.device)?,
+        };
+        let q = Nf4Tensor::quantize(&w, options.blocksize, options.double_quant);
+        let file = self.checkpoint.file_of(weight);
+        let matrix = q.map_err(|e| Error::tensor(file, weight, e.to_string()))?;
+        Ok(bnb::Stored { matrix, dtype, storage: Kind::Uint8 })
+    }
+
+    fn copied(&mut self, name: &str, t: &Tensor) -> Result<()> {
+        let pushed = self.copy.as_mut().map_or(Ok(()), |copy| copy.push(name, t));
+        match pushed {
+            Err(e) if self.keep => {
+                self.copy = None;
+                self.failed = Some(e);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn held_quantized(&mut self, weight: &str, q: bnb::Stored) -> Result<Weight> {
+        if self.copy.is_some() {
+            for (suffix, t) in q.parts()? {
+                self.copied(&format!("{weight}{suffix}"), &t)?;
+            }
+        }
+        let options = self.options;
+        if !self.keep {
+            return Ok(Weight::Dense(self.stand_in(&q.matrix.shape())?));
+        }
+        let matrix = q.matrix.to_device(options.device);
+        Ok(match options.quantize {
+            true => Weight::Nf4(matrix),
+            false => Weight::Dense(matrix.dequantize(options.kind)),
+        })
     }
 }
 
 impl Weights for FromDisk<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        Ok(self.read(name, shape)?.f_to_device(self.options.device)?)
+        let t = self.read(name, shape)?;
+        self.copied(name, &t)?;
+        self.held(t)
     }
 
     fn linear(&mut self, name: &str, shape: [i64; 2], bias: bool) -> Result<Linear> {
         let weight = format!("{name}.weight");
-        let w = self.read(&weight, &shape)?.f_to_device(self.options.device)?;
-        let weight = match self.options.quantize {
-            false => Weight::Dense(w),
-            true => {
-                let q = Nf4Tensor::quantize(&w, 64, self.options.double_quant);
-                let file = self.checkpoint.file_of(&weight);
-                Weight::Nf4(
-                    q.map_err(|e| Error::tensor(file, weight, e.to_string()))?,
-                )
+        let quantize = self.options.quantize && self.quantized.is_none();
+        let held = match self.stored(name, &weight, shape)? {
+            Some(stored) => self.held_quantized(&weight, stored)?,
+            None if quantize => {
+                let w = self.read(&weight, &shape)?;
+                let q = self.quantize(&weight, &w)?;
+                drop(w);
+                self.held_quantized(&weight, q)?
             }
+            None => Weight::Dense(self.tensor(&weight, &shape)?),
         };
         let bias = match bias {
             true => Some(self.tensor(&format!("{name}.bias"), &shape[..1])?),
             false => None,
         };
-        Ok(Linear { weight, bias, lora: None })
+        Ok(Linear { weight: held, bias, lora: None })
     }
 }

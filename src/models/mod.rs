@@ -1,16 +1,24 @@
 //! Decoder models: one block stack, and a small file per family that reads its real
 //! `config.json` and names its tensors.
 
+mod cache;
 mod config;
 mod decoder;
 mod ft_transformer;
 mod load;
 mod names;
+mod quantization;
+mod quantize;
+mod survey;
 mod weights;
 
+pub use crate::quant::BLOCKSIZES;
+pub use cache::load_cached;
 pub use config::{DecoderConfig, read_config};
 pub use decoder::{Block, Decoder};
 pub use ft_transformer::{FtConfig, FtTransformer};
 pub use load::{LoadOptions, load};
 pub use names::linear_names;
+pub use quantize::{QuantizeOptions, Quantized, quantize};
+pub use survey::{Survey, survey};
 pub use weights::Weights;

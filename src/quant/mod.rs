@@ -8,6 +8,7 @@
 //!
 //! Where bitsandbytes disagrees with itself, this follows its CUDA kernels, which
 //! wrote the published checkpoints: see [`nf4::encode`] and [`double::encode`].
+pub mod bnb;
 pub mod double;
 mod kernels;
 pub mod nf4;

@@ -8,7 +8,7 @@ use crate::models::{self, Decoder, LoadOptions};
 use crate::optim::{Adam, AdamW, Driver, Optimizer, Param, Sgd};
 use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
-use crate::{Error, Result, device};
+use crate::{Error, Result, device, hub};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -96,11 +96,19 @@ impl Base {
         }
         let options = LoadOptions {
             quantize: settings.load_in_4bit,
+            blocksize: settings.bnb_4bit_blocksize,
             double_quant: settings.bnb_4bit_use_double_quant,
             kind: settings.compute_dtype.kind(device),
             device,
         };
-        let mut model = models::load(&settings.model, &options, &mut |_, _| ())?;
+        let cache = settings.quantized_cache.as_path();
+        let mut model = models::load_cached(
+            &settings.model,
+            (cache != Path::new("off")).then_some(cache),
+            &options,
+            say,
+            &mut |_, _| (),
+        )?;
         model.checkpointing = match settings.gradient_checkpointing {
             Switch::Auto => device.is_cuda(),
             Switch::True => true,
@@ -124,8 +132,8 @@ fn check_folder(model: &Path) -> Result<()> {
         false => Err(Error::setting(
             "--model",
             format!(
-                "`{}` is no folder. Models are not fetched from a hub by this \
-                 version: download the checkpoint and name its folder",
+                "`{}` is no folder; name one with config.json and \
+                 model.safetensors",
                 model.display()
             ),
         )),
@@ -254,7 +262,7 @@ impl Run {
         }
         self.log.finish();
         let out = &self.settings.output_dir;
-        let base = self.settings.model.display().to_string();
+        let base = hub::name_of(&self.settings.model);
         let mut adapters = state::adapters(&*self.optimizer);
         let mut lora = self.lora.clone();
         // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.

@@ -3,6 +3,7 @@
 use super::{AdapterFlags, InitType};
 use crate::data::Grouping;
 use crate::lora::{LoraConfig, Modules};
+use crate::models::BLOCKSIZES;
 use crate::schedule::{self, Schedule};
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
@@ -13,7 +14,8 @@ use tch::{Device, Kind};
 /// Everything `downhill finetune` can be told.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct Settings {
-    /// Checkpoint folder: config.json, model.safetensors (or shards), tokenizer.json
+    /// Checkpoint folder (config.json, model.safetensors or shards, tokenizer.json), or
+    /// its name on the hub
     #[arg(long)]
     pub model: PathBuf,
     /// Rows to learn from: JSON Lines, or CSV with a header
@@ -93,6 +95,13 @@ pub struct Settings {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     pub bnb_4bit_use_double_quant: bool,
+    /// Weights that share a scale
+    #[arg(long, default_value_t = 64)]
+    pub bnb_4bit_blocksize: usize,
+    /// Folder that keeps the 4-bit form for the next start, or off
+    #[arg(long, default_value = "off")]
+    #[serde(skip)]
+    pub quantized_cache: PathBuf,
     /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     pub compute_dtype: ComputeDtype,
@@ -302,6 +311,10 @@ impl Settings {
             if !(0. ..1.).contains(&x) {
                 return wrong(flag, format!("{x}; from 0 to below 1"));
             }
+        }
+        if !BLOCKSIZES.contains(&self.bnb_4bit_blocksize) {
+            let what = format!("{}; one of {BLOCKSIZES:?}", self.bnb_4bit_blocksize);
+            return wrong("--bnb-4bit-blocksize", what);
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.) {
             return wrong("--lora-alpha", format!("{}; above 0", self.lora_alpha));

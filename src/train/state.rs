@@ -8,7 +8,7 @@ use super::fit::Window;
 use crate::checkpoint::{atomic, read_safetensors, save_safetensors};
 use crate::lora::{self, LoraConfig};
 use crate::optim::Optimizer;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,7 @@ pub(super) fn save(
 ) -> Result<PathBuf> {
     let step = state["global_step"].as_i64().unwrap_or(0);
     let dir = settings.output_dir.join(format!("checkpoint-{step}"));
-    let base = settings.model.display().to_string();
+    let base = hub::name_of(&settings.model);
     atomic::dir(&dir, |partial| {
         lora::save_adapter(partial, lora, &base, &adapters(optimizer))?;
         let tensors = optimizer.state();
@@ -138,6 +138,7 @@ pub(super) fn restore(
         "assistant_only_loss",
         "load_in_4bit",
         "bnb_4bit_use_double_quant",
+        "bnb_4bit_blocksize",
         "compute_dtype",
         "logging_steps",
     ] {

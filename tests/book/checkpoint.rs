@@ -156,7 +156,10 @@ fn what_is_no_checkpoint_is_said() {
     refused(open(&dir.path().join("nowhere")), &["nowhere", "no such folder"]);
     refused(open(dir.path()), &["model.safetensors", INDEX]);
     fs::write(dir.path().join("pytorch_model.bin"), b"pickle").unwrap();
-    refused(open(dir.path()), &["pytorch_model.bin", "convert", "save_pretrained"]);
+    refused(
+        open(dir.path()),
+        &["pytorch_model.bin", "executes", "convert", "save_pretrained"],
+    );
     let file = dir.path().join("pytorch_model.bin");
     refused(open(&file), &["pytorch_model.bin", "folder"]);
 }

@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "plot",
             "device",
             "generate",
+            "hub", // what an adapter says of its base
         ],
     ),
     ("generate", &["models", "nn", "data", "lora"]),
@@ -39,6 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("autograd", &[]),
     ("checkpoint", &[]),
     ("data", &[]),
+    ("hub", &[]),
     ("schedule", &[]),
     ("error", &[]),
 ];

@@ -1,5 +1,6 @@
 //! One test binary, a module per chapter and per part of the library.
 mod autograd;
+mod bnb;
 mod ch01_sgd;
 mod ch02_momentum;
 mod ch03_adagrad;
@@ -13,7 +14,10 @@ mod ch10_practice;
 mod checkpoint;
 mod common;
 mod data;
+mod doctor;
 mod golden;
+mod hub;
+mod kept;
 mod layout;
 mod lora;
 mod lora_kinds;

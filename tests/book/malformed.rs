@@ -5,6 +5,7 @@
 mod adapters;
 mod checkpoints;
 mod flags;
+mod quantized;
 mod rows;
 
 use crate::common::{config, lora, safetensors};
@@ -135,6 +136,7 @@ impl Bench {
         c.args(args.iter().map(|a| a.replace('@', here)));
         c.stdin(Stdio::null())
             .env("OMP_NUM_THREADS", "1")
+            .env("HF_HUB_OFFLINE", "1")
             .env("RUST_BACKTRACE", "0");
         c
     }

@@ -4,6 +4,7 @@
 use crate::common::wave;
 use downhill::nn::{Adapter, Linear, Mode, Weight};
 use downhill::quant::Nf4Tensor;
+use std::path::Path;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
@@ -76,9 +77,9 @@ fn measure(recorded: bool) {
 }
 
 /// (growth of the peak, bytes of the model) of a run in a process of its own.
-fn child(mode: &str) -> (usize, usize) {
-    let name = "memory::no_dequantized_weight_outlives_its_use";
+fn child(name: &str, mode: &str, dir: Option<&Path>) -> (usize, usize) {
     let output = Command::new(std::env::current_exe().unwrap())
+        .envs(dir.map(|dir| (FOLDER, dir)))
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(MODE, mode)
         // Freed blocks of any size go back to the system at once.
@@ -93,13 +94,123 @@ fn child(mode: &str) -> (usize, usize) {
     (number(1), number(3))
 }
 
+const SHAPE: (i64, i64, i64, i64) = (8192, 512, 1408, 8); // V, D, F, layers
+const FOLDER: &str = "DOWNHILL_TEST_FOLDER";
+
+/// A sharded f32 checkpoint of about 130 MB, written piece by piece.
+fn write_sharded(dir: &Path) {
+    let (v, d, f, layers) = SHAPE;
+    let mut config = crate::common::config_json();
+    for (key, n) in [
+        ("vocab_size", v),
+        ("hidden_size", d),
+        ("intermediate_size", f),
+        ("num_hidden_layers", layers),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 8),
+    ] {
+        config[key] = n.into();
+    }
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_string(), vec![v, d]),
+        ("model.norm.weight".into(), vec![d]),
+        ("lm_head.weight".into(), vec![v, d]),
+    ];
+    for layer in 0..layers {
+        for (part, shape) in [
+            ("input_layernorm", vec![d]),
+            ("post_attention_layernorm", vec![d]),
+            ("self_attn.q_proj", vec![d, d]),
+            ("self_attn.k_proj", vec![d, d]),
+            ("self_attn.v_proj", vec![d, d]),
+            ("self_attn.o_proj", vec![d, d]),
+            ("mlp.gate_proj", vec![f, d]),
+            ("mlp.up_proj", vec![f, d]),
+            ("mlp.down_proj", vec![d, f]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{part}.weight"), shape));
+        }
+    }
+    let names = tensors.iter().map(|(name, _)| name.as_str());
+    let mut writer = downhill::checkpoint::Writer::new(dir, 40_000_000, names);
+    for (name, shape) in &tensors {
+        writer.push(name, &(wave(shape, Kind::Float) * 0.05)).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// In a process of its own: loads, or writes again, and prints how far the peak rose
+/// and the bytes of the model.
+fn measure_files(dir: &Path, mode: &str) {
+    tch::set_num_threads(1);
+    drop(layer(0)); // libtorch's own memory
+    let before = status("VmRSS");
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let device = Device::Cpu;
+    let options = downhill::models::LoadOptions {
+        quantize: mode != "dense",
+        blocksize: 64,
+        double_quant: true,
+        kind: Kind::Float,
+        device,
+    };
+    let model = match mode {
+        "quantize" => {
+            let to = dir.with_extension("small");
+            let options = downhill::models::QuantizeOptions {
+                blocksize: 64,
+                double_quant: true,
+                max_shard_size: 10_000_000,
+                device,
+            };
+            downhill::models::quantize(dir, &to, &options, &mut |_, _| ()).unwrap();
+            0
+        }
+        _ => downhill::models::load(dir, &options, &mut |_, _| ()).unwrap().bytes(),
+    };
+    println!("\ngrowth {} model {model}", status("VmHWM").saturating_sub(before));
+}
+
+/// The memory of loading is the quantized model, not the files; and that of quantizing
+/// files is a tensor's.
+#[test]
+fn loading_and_quantizing_take_no_more_than_they_must() {
+    const NAME: &str = "memory::loading_and_quantizing_take_no_more_than_they_must";
+    if let Ok(dir) = std::env::var(FOLDER) {
+        return measure_files(dir.as_ref(), &std::env::var(MODE).unwrap());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("model");
+    std::fs::create_dir(&at).unwrap();
+    write_sharded(&at);
+    let (v, d, ..) = SHAPE;
+    let largest = (v * d * 4) as usize;
+    let mib = |n: usize| n as f64 / f64::from(1 << 20);
+    for mode in ["load", "quantize"] {
+        let (growth, model) = child(NAME, mode, Some(&at));
+        let bound = model + 2 * largest + (16 << 20);
+        println!(
+            "{mode}: peak {:.1} MiB, model {:.1} MiB, largest tensor {:.1} MiB",
+            mib(growth),
+            mib(model),
+            mib(largest)
+        );
+        assert!(growth <= bound, "{mode}: {:.1} MiB", mib(growth));
+    }
+    // The check can fail: unquantized, the model is more than that.
+    let (growth, _) = child(NAME, "dense", Some(&at));
+    assert!(growth > 100 << 20, "{:.1} MiB", mib(growth));
+}
+
 #[test]
 fn no_dequantized_weight_outlives_its_use() {
+    const NAME: &str = "memory::no_dequantized_weight_outlives_its_use";
     if let Ok(mode) = std::env::var(MODE) {
         return measure(mode == "recorded");
     }
     let bound = |model: usize| model + 4 * WEIGHT;
-    let (growth, model) = child("ours");
+    let (growth, model) = child(NAME, "ours", None);
     let mib = |n: usize| n as f64 / f64::from(1 << 20);
     println!("peak {:.1} MiB, model {:.1} MiB", mib(growth), mib(model));
     assert!(
@@ -109,7 +220,7 @@ fn no_dequantized_weight_outlives_its_use() {
         mib(model)
     );
     // The check can fail: recorded as a plain operation, every weight stays.
-    let (growth, model) = child("recorded");
+    let (growth, model) = child(NAME, "recorded", None);
     println!("recorded: peak {:.1} MiB", mib(growth));
     assert!(growth > bound(model) && growth > LAYERS * WEIGHT * 9 / 10);
 }

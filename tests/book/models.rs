@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 const F32: LoadOptions = LoadOptions {
     quantize: false,
+    blocksize: 64,
     double_quant: true,
     kind: Kind::Float,
     device: Device::Cpu,

@@ -22,6 +22,7 @@ const NAMES: [&str; 12] = [
 
 pub const F32: LoadOptions = LoadOptions {
     quantize: false,
+    blocksize: 64,
     double_quant: true,
     kind: Kind::Float,
     device: Device::Cpu,

@@ -27,6 +27,7 @@ fn rows(name: &str) -> Vec<Value> {
 fn tiny() -> (Tokenizer, Decoder) {
     let options = LoadOptions {
         quantize: false,
+        blocksize: 64,
         double_quant: false,
         kind: Kind::Float,
         device: Device::Cpu,

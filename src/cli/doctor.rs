@@ -1,0 +1,147 @@
+//! `downhill doctor`: what there is to compute with, and what a checkpoint will take,
+//! before anything of it is loaded.
+use anyhow::Result;
+use clap::Args;
+use downhill::models::{self, Survey};
+use downhill::{device, tch};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tch::{Device, Kind};
+
+/// The flags.
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// Checkpoint folder, or its name on the hub
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Rank of the adapters to plan for
+    #[arg(long, default_value_t = 16)]
+    lora_r: i64,
+}
+
+/// The version that Cargo.toml pins.
+const TCH: &str = "0.24.0";
+/// A number of an adapter in training: itself, its gradient, and two averages, in f32.
+const TRAINED: u64 = 16;
+
+impl Doctor {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        examine(&self)
+    }
+}
+
+fn examine(args: &Doctor) -> Result<ExitCode> {
+    let on_cuda = match device::load_cuda() {
+        Ok(()) => {
+            println!("device      CUDA, {} of them", tch::Cuda::device_count());
+            true
+        }
+        Err(why) => {
+            println!("device      CPU, not CUDA: {why}");
+            false
+        }
+    };
+    println!("libtorch    {}", libtorch());
+    println!("tch         {TCH}");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("threads     {} on {cores} cores", tch::get_num_threads());
+    let memory = memory();
+    if let Some((total, free)) = memory {
+        println!("memory      {} GiB, {} GiB free", gib(total), gib(free));
+    }
+    let Some(model) = &args.model else { return Ok(ExitCode::SUCCESS) };
+    let dir = super::resolve(model)?;
+    let survey = models::survey(&dir)?;
+    let device = if on_cuda { Device::Cuda(0) } else { Device::Cpu };
+    // What is free on a GPU, tch cannot tell.
+    let free = memory.filter(|_| !on_cuda).map(|m| m.1);
+    println!();
+    describe(&dir, &survey);
+    plan(&survey, args.lora_r, device, free);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(dir: &Path, survey: &Survey) {
+    let form = if survey.quantized { ", in 4 bits by bitsandbytes" } else { "" };
+    println!("checkpoint  {}", dir.display());
+    println!("family      {}", survey.family);
+    println!("parameters  {:.3} billion", survey.parameters as f64 / 1e9);
+    println!("files       {} GiB{form}", gib(survey.file_bytes));
+    println!("longest     {} tokens", survey.max_position_embeddings);
+}
+
+/// Memory by setting. `auto` computes, and holds what is not quantized, in bf16 on a
+/// GPU and in f32 on a CPU.
+fn plan(survey: &Survey, r: i64, device: Device, free: Option<u64>) {
+    let auto = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+    let settings = [
+        ("--load-in-4bit true", Some(64), auto),
+        ("--load-in-4bit true --compute-dtype bf16", Some(64), Kind::BFloat16),
+        ("--load-in-4bit false --compute-dtype bf16", None, Kind::BFloat16),
+        ("--load-in-4bit false --compute-dtype f32", None, Kind::Float),
+    ];
+    let usual = survey.adapter_parameters(r, &["q_proj", "v_proj"]);
+    let all = survey.adapter_parameters(r, &["all-linear"]);
+    println!("\nmemory in GiB, computed; activations come on top");
+    println!("{:44}{:>10}{:>12}{:>12}", "", "weights", "q,v LoRA", "all-linear");
+    for (flags, nf4, kind) in settings {
+        let weights = survey.weight_bytes(nf4, kind);
+        let fits = match free {
+            Some(free) if weights > free => "  more than is free",
+            _ => "",
+        };
+        println!(
+            "{flags:44}{:>10}{:>12}{:>12}{fits}",
+            gib(weights),
+            gib(weights + usual * TRAINED),
+            gib(weights + all * TRAINED),
+        );
+    }
+    println!(
+        "adapters of rank {r}: {usual} parameters on q_proj,v_proj; {all} on all"
+    );
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2}", bytes as f64 / f64::from(1 << 30))
+}
+
+/// Total and available memory, in bytes: the container's, where it has a limit.
+fn memory() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = |key: &str| -> Option<u64> {
+        let line = text.lines().find(|l| l.starts_with(key))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    };
+    let (total, free) = (line("MemTotal:")?, line("MemAvailable:")?);
+    let group = |name: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    match (group("memory.max"), group("memory.current")) {
+        (Some(limit), Some(used)) if limit < total => {
+            Some((limit, free.min(limit.saturating_sub(used))))
+        }
+        _ => Some((total, free)),
+    }
+}
+
+/// Version and place of the libtorch that this process has loaded.
+fn libtorch() -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let path = maps.lines().find_map(|l| {
+        l.split_whitespace().last().filter(|p| p.contains("libtorch_cpu"))
+    });
+    let Some(path) = path.map(Path::new) else {
+        return "loaded from nowhere known".into();
+    };
+    // A Python package has version.py beside its lib folder, a zip build-version.
+    let root = path.parent().and_then(Path::parent).unwrap_or(path);
+    let package = fs::read_to_string(root.join("version.py")).unwrap_or_default();
+    let quoted = package.lines().find_map(|l| l.strip_prefix("__version__ = "));
+    let zip = fs::read_to_string(root.join("build-version")).ok();
+    let version = quoted.map(|v| v.trim_matches(['\'', '"']).to_string());
+    let version = version.or(zip.map(|v| v.trim().to_string()));
+    format!("{} in {}", version.as_deref().unwrap_or("unknown"), root.display())
+}

@@ -1,0 +1,132 @@
+//! What a checkpoint is and what it will take, from its description and the headers of
+//! its files: no weight is read.
+use super::config::read_config;
+use super::decoder::Decoder;
+use super::quantization::{Bitsandbytes, config_json};
+use super::weights::Weights;
+use crate::checkpoint::Checkpoint;
+use crate::nn::Linear;
+use crate::quant::{bnb, double};
+use crate::{Error, Result};
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// A checkpoint, surveyed.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// `model_type`, or the architecture's name.
+    pub family: String,
+    /// Numbers in all weights.
+    pub parameters: u64,
+    /// The linears of the blocks: name and [out, in].
+    pub linears: Vec<(String, [i64; 2])>,
+    /// Bytes of the weights in the files.
+    pub file_bytes: u64,
+    /// Quantized by bitsandbytes already.
+    pub quantized: bool,
+    /// The longest text that it was made for, in tokens.
+    pub max_position_embeddings: i64,
+}
+
+/// Surveys the checkpoint in `dir`.
+///
+/// # Errors
+/// As [`super::load`], as far as names and shapes go.
+pub fn survey(dir: &Path) -> Result<Survey> {
+    let config = read_config(dir)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let json = config_json(dir)?;
+    let family = json["model_type"].as_str().or(json["architectures"][0].as_str());
+    let mut walk = Walk { checkpoint: &checkpoint, parameters: 0, linears: vec![] };
+    let max_position_embeddings = config.max_position_embeddings;
+    Decoder::new(config, &mut walk)?;
+    Ok(Survey {
+        family: family.unwrap_or("unknown").into(),
+        parameters: walk.parameters,
+        linears: walk.linears,
+        file_bytes: checkpoint.bytes(),
+        quantized: Bitsandbytes::of(&json).is_ok_and(|q| q.is_some()),
+        max_position_embeddings,
+    })
+}
+
+impl Survey {
+    /// Bytes of the weights in memory: the blocks' linears in NF4 with double
+    /// quantization in blocks of `Some(size)`, or not quantized; all else in `kind`.
+    pub fn weight_bytes(&self, nf4: Option<usize>, kind: Kind) -> u64 {
+        let width = kind.elt_size_in_bytes() as u64;
+        let Some(blocksize) = nf4 else { return self.parameters * width };
+        let sizes = self
+            .linears
+            .iter()
+            .map(|(_, [rows, columns])| (*rows as u64) * (*columns as u64));
+        let (mut rest, mut bytes) = (self.parameters, 0);
+        for n in sizes {
+            let blocks = n.div_ceil(blocksize as u64);
+            let nested = blocks.div_ceil(double::NESTED_BLOCKSIZE as u64);
+            let levels_and_offset = 256 * 4 + 4;
+            bytes += n.div_ceil(2) + blocks + nested * 4 + levels_and_offset;
+            rest = rest.saturating_sub(n);
+        }
+        bytes + rest * width
+    }
+
+    /// Parameters of adapters of rank `r` on the linears whose last name is one of
+    /// `targets`; on all for `all-linear`.
+    pub fn adapter_parameters(&self, r: i64, targets: &[&str]) -> u64 {
+        let chosen = |name: &str| {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            targets.contains(&"all-linear") || targets.contains(&last)
+        };
+        let each = self.linears.iter().filter(|(name, _)| chosen(name));
+        each.map(|(_, [out, input])| (r * (out + input)) as u64).sum()
+    }
+}
+
+/// Counts, and looks each tensor up in the headers.
+struct Walk<'a> {
+    checkpoint: &'a Checkpoint,
+    parameters: u64,
+    linears: Vec<(String, [i64; 2])>,
+}
+
+impl Walk<'_> {
+    fn stand_in(&self, shape: &[i64]) -> Result<Tensor> {
+        let one = Tensor::f_zeros([1], (Kind::Float, Device::Cpu))?;
+        Ok(one.f_expand(shape, false)?)
+    }
+
+    fn count(&mut self, shape: &[i64]) {
+        self.parameters += shape.iter().map(|n| *n as u64).product::<u64>();
+    }
+}
+
+impl Weights for Walk<'_> {
+    fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let found = self.checkpoint.shape(name)?;
+        if found != shape {
+            let what = format!("shape {found:?}, config.json implies {shape:?}");
+            return Err(Error::tensor(self.checkpoint.file_of(name), name, what));
+        }
+        self.count(shape);
+        self.stand_in(shape)
+    }
+
+    fn linear(&mut self, name: &str, shape: [i64; 2], bias: bool) -> Result<Linear> {
+        let weight = format!("{name}.weight");
+        self.linears.push((name.into(), shape));
+        // Codes have another shape than their matrix.
+        let w = match self.checkpoint.contains(&format!("{weight}{}", bnb::STATE)) {
+            true => {
+                self.count(&shape);
+                self.stand_in(&shape)?
+            }
+            false => self.tensor(&weight, &shape)?,
+        };
+        let bias = match bias {
+            true => Some(self.tensor(&format!("{name}.bias"), &shape[..1])?),
+            false => None,
+        };
+        Ok(Linear::dense(w, bias))
+    }
+}
