@@ -325,3 +325,57 @@ fn folders_for_peft() {
         }
     }
 }
+
+/// PEFT's formula, left to autograd: with and without dropout, over a dense weight and
+/// over NF4, with a bias in the layer.
+#[test]
+fn doras_gradients_are_autograds() {
+    use crate::common::wave;
+    use downhill::nn::{Adapter, Dora, Linear, Mode, Weight, dropout::dropout};
+    use downhill::quant::Nf4Tensor;
+    let wave = |shape: &[i64], size: f64| wave(shape, Kind::Float) * size;
+    let leaf = |t: &Tensor| t.detach().copy().set_requires_grad(true);
+    for (quantized, rate) in [(false, 0.), (false, 0.3), (true, 0.), (true, 0.3)] {
+        let w = wave(&[24, 64], 0.5);
+        let (weight, w) = match quantized {
+            false => (Weight::Dense(w.copy()), w),
+            true => {
+                let q = Nf4Tensor::quantize(&w, 64, true).unwrap();
+                let back = q.dequantize(Kind::Float);
+                (Weight::Nf4(q), back)
+            }
+        };
+        let (bias, x) = (wave(&[24], 0.3), leaf(&wave(&[2, 5, 64], 1.)));
+        let a = leaf(&(wave(&[4, 64], 0.2) - 0.1));
+        let (b, s) = (leaf(&(wave(&[24, 4], 0.4) - 0.2)), 1.5);
+        let m = leaf(&(wave(&[24], 1.) + 2.));
+        let mode = Mode::Train { seed: 3, step: 4 };
+
+        let norm = (&w + b.mm(&a) * s).norm_scalaropt_dim(2, [1i64], false).detach();
+        let (c, d) = (&m / norm, dropout(&x, rate, mode, 7));
+        let plain = x.linear(&w, Some(&bias));
+        let product = |x: &Tensor| x.linear(&w, None::<&Tensor>);
+        let low =
+            product(&d) * (&c - 1) + d.matmul(&a.tr()).matmul(&b.tr()) * (&c * s);
+        let expected = plain + low;
+        let dy = wave(&[2, 5, 24], 1.);
+        (&expected * &dy).sum(Kind::Float).backward();
+        let wanted = [&x, &a, &b, &m].map(Tensor::grad);
+
+        let inputs = [&x, &a, &b, &m].map(leaf);
+        let [x, a, b, m] = inputs.each_ref().map(|t| t.shallow_clone());
+        let dora = Some(Dora::with(&weight, m));
+        let lora =
+            Adapter { dora, dropout: rate, place: 7, ..Adapter::new(a, b, s) };
+        let linear = Linear { weight, bias: Some(bias), lora: Some(lora) };
+        let y = linear.forward(&x, mode).unwrap();
+        let about = format!("quantized {quantized}, dropout {rate}");
+        let far = gap(&y.detach(), &expected.detach());
+        assert!(far < 1e-5, "{about}: {far:e}");
+        (y * dy).sum(Kind::Float).backward();
+        for (i, (t, wanted)) in inputs.iter().zip(&wanted).enumerate() {
+            let far = gap(&t.grad(), wanted);
+            assert!(far < 1e-5, "{about}: gradient {i}: {far:e}");
+        }
+    }
+}

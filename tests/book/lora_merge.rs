@@ -243,6 +243,15 @@ fn all_else_is_as_it_was() {
 }
 
 #[test]
+fn names_of_linears_need_no_weights() {
+    for name in ["llama_mha", "llama_tied", "llama_sharded"] {
+        let mut model = read(name, &F32);
+        let there = model.linears_mut().into_iter().map(|(name, _)| name);
+        assert_eq!(linear_names(&path(name)).unwrap(), there.collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn shards_stay_shards() {
     let dir = tempfile::tempdir().unwrap();
     let (adapter, out) = (dir.path().join("adapter"), dir.path().join("out"));
