@@ -188,10 +188,10 @@ fn main() -> anyhow::Result<()> {
         found.push((losses[best], rates[best]));
     }
     // From 0.9 on the ranges overlap, and the best rate falls.
-    let rest = &found[1..];
-    let lowest = rest.iter().map(|f| f.0.high).fold(f64::INFINITY, f64::min);
-    assert!(quick || rest.iter().all(|f| f.0.low < lowest), "{found:?}");
-    assert!(quick || rest.is_sorted_by(|a, b| a.1 > b.1), "{found:?}");
+    let lowest: f64 =
+        found[1..].iter().map(|f| f.0.high).fold(f64::INFINITY, f64::min);
+    assert!(quick || found[1..].iter().all(|f| f.0.low < lowest), "{found:?}");
+    assert!(quick || found[1..].is_sorted_by(|a, b| a.1 > b.1), "{found:?}");
     report.number("alpha.steps", steps as f64);
     report.tolerance("alpha", Some(0.1));
     let figure = chart.log_x().y_range(2.5, 3.7).draw()?;
