@@ -19,11 +19,6 @@ fn hash(bytes: &[u8]) -> u64 {
 }
 
 impl Checkpoint {
-    /// The files, in order.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.mapped().iter().map(|f| f.path.as_path())
-    }
-
     /// Writes `file` of this checkpoint again as `to`, one tensor in memory at a time.
     /// `change` gives the tensors that shall be others, of the same shape and kind: so
     /// the header stays as it is, and whatever is not changed, even a kind that libtorch
