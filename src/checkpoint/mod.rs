@@ -10,6 +10,7 @@ mod shards;
 mod stream;
 mod write;
 
+pub use mmap::PromptFrees;
 pub use shards::Checkpoint;
 pub use stream::Writer;
 pub use write::{read_safetensors, save_safetensors};
