@@ -113,3 +113,42 @@ impl MappedFile {
         Ok(u128::from(sum) << 64 | u128::from(of_sums))
     }
 }
+
+/// While this lives, memory of a megabyte and more that is freed goes back to the
+/// system at once. Else the allocator keeps the hole that a freed weight leaves, puts
+/// something small into it, and has no room for the next weight: reading a model then
+/// takes up to as much again as its files.
+pub struct PromptFrees(());
+
+impl PromptFrees {
+    /// From now on.
+    #[allow(clippy::new_without_default)] // it does something
+    pub fn new() -> Self {
+        allocator(MMAP_THRESHOLD, 1 << 20);
+        Self(())
+    }
+}
+
+impl Drop for PromptFrees {
+    /// To where glibc's own thresholds go after the first large tensor is freed.
+    fn drop(&mut self) {
+        allocator(MMAP_THRESHOLD, 32 << 20);
+        allocator(TRIM_THRESHOLD, 64 << 20);
+    }
+}
+
+// From malloc.h.
+const TRIM_THRESHOLD: i32 = -1;
+const MMAP_THRESHOLD: i32 = -3;
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn allocator(key: i32, value: i32) {
+    unsafe extern "C" {
+        fn mallopt(key: i32, value: i32) -> i32;
+    }
+    // SAFETY: glibc's own, and safe to call at any time from any thread.
+    let _ = unsafe { mallopt(key, value) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn allocator(_: i32, _: i32) {}

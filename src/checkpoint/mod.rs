@@ -11,6 +11,7 @@ mod shards;
 mod stream;
 mod write;
 
+pub use mmap::PromptFrees;
 pub use rewrite::Hashes;
 pub use shards::Checkpoint;
 pub use stream::Writer;

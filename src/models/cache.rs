@@ -1,5 +1,5 @@
 //! The 4-bit form of a checkpoint kept on disk, so that the next start reads a third
-//! of the bytes and quantizes nothing.
+//! to a half of the bytes and quantizes nothing.
 //!
 //! A kept form is what [`super::quantize`] writes, without tokenizer, and a
 //! `cache.json` that says of which files and settings it was made, and a checksum of

@@ -4,7 +4,7 @@ use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
 use super::weights::Weights;
-use crate::checkpoint::{Checkpoint, Writer};
+use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
 use crate::nn::{Linear, Weight};
 use crate::quant::{Nf4Tensor, bnb};
 use crate::{Error, Result};
@@ -59,6 +59,7 @@ pub(super) struct FromDisk<'a> {
     pub(super) failed: Option<Error>,
     /// Off, the model is stood in for by tensors without memory: for the copy alone.
     pub(super) keep: bool,
+    _frees: PromptFrees,
 }
 
 impl<'a> FromDisk<'a> {
@@ -81,6 +82,7 @@ impl<'a> FromDisk<'a> {
             copy: None,
             failed: None,
             keep: true,
+            _frees: PromptFrees::new(),
         })
     }
 

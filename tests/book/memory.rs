@@ -78,15 +78,18 @@ fn measure(recorded: bool) {
 
 /// (growth of the peak, bytes of the model) of a run in a process of its own.
 fn child(name: &str, mode: &str, dir: Option<&Path>) -> (usize, usize) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .envs(dir.map(|dir| (FOLDER, dir)))
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(MODE, mode)
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(MODE, mode);
+    match dir {
+        // As a user's.
+        Some(dir) => command.env(FOLDER, dir),
         // Freed blocks of any size go back to the system at once.
-        .env("MALLOC_MMAP_THRESHOLD_", "65536")
-        .env("MALLOC_TRIM_THRESHOLD_", "65536")
-        .output()
-        .unwrap();
+        None => command
+            .env("MALLOC_MMAP_THRESHOLD_", "65536")
+            .env("MALLOC_TRIM_THRESHOLD_", "65536"),
+    };
+    let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
     let line = text.lines().find(|l| l.starts_with("growth")).expect("a line");
