@@ -1,10 +1,11 @@
 //! A checkpoint folder: one safetensors file, or several by an index.
+use super::kind_of;
 use super::mmap::MappedFile;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -147,6 +148,13 @@ impl Checkpoint {
     /// Shape of one tensor, from the header.
     pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
         self.file(name)?.shape(name)
+    }
+
+    /// Kind of one tensor, from the header; none if there is no such tensor, or if
+    /// libtorch has no such kind.
+    pub fn kind(&self, name: &str) -> Option<Kind> {
+        let info = self.file(name).ok()?.header.info(name)?;
+        kind_of(info.dtype)
     }
 
     /// One tensor in host memory, in the kind that the file has.

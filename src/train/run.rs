@@ -84,6 +84,9 @@ impl Base {
             device,
         };
         let mut model = models::load(&settings.model, &options, &mut |_, _| ())?;
+        for note in &model.notes {
+            say(&format!("{}: {note}", settings.model.display()));
+        }
         model.checkpointing = match settings.gradient_checkpointing {
             Switch::Auto => device.is_cuda(),
             Switch::True => true,
