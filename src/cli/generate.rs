@@ -72,6 +72,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         device,
     };
     let mut model = models::load(&g.model, &options, &mut |_, _| ())?;
+    model.notes.iter().for_each(|note| eprintln!("{}: {note}", g.model.display()));
     if let Some(dir) = &g.adapter {
         lora::load_adapter(dir, model.linears_mut(), device)?;
     }

@@ -116,13 +116,12 @@ impl Moe {
     /// [N, D] to [N, D]. Experts that no token goes to are not touched: in 4 bits they
     /// are not dequantized, and their adapters get no gradient.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let (weights, chosen) = self.router.route(x)?;
-        let chosen = chosen.view([-1]); // (N·k)
-        let order = chosen.f_argsort_stable(true, 0, false)?; // expert by expert
-        let counts = chosen.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
+        let (weights, ids) = self.router.route(x)?;
+        let (ids, chosen) = (ids.view([-1]), self.router.routing.chosen); // (N·k)
+        let order = ids.f_argsort_stable(true, 0, false)?; // expert by expert
+        let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
         let counts = Vec::<i64>::try_from(&counts.to_device(tch::Device::Cpu))?;
-        let token =
-            order.f_divide_scalar_mode(self.router.routing.chosen, "floor")?;
+        let token = order.f_divide_scalar_mode(chosen, "floor")?;
         let inputs = x.f_index_select(0, &token)?;
         let (mut outputs, mut start) = (vec![], 0);
         for (expert, n) in self.experts.iter().zip(counts) {
@@ -131,10 +130,13 @@ impl Moe {
                 start += n;
             }
         }
-        let weights = weights.view([-1, 1]).f_index_select(0, &order)?;
-        let outputs = Tensor::f_cat(&outputs, 0)?.f_mul(&weights)?; // (N·k, D), f32
-        let sum = Tensor::f_zeros(x.size(), (outputs.kind(), x.device()))?;
-        let sum = sum.f_index_add(0, &token, &outputs)?.to_kind(x.kind());
+        // Back in the order of tokens; no addition in the order of chance, as on a GPU
+        // would be that of `index_add`, so that a recomputed layer routes alike.
+        let place = order.f_argsort_stable(true, 0, false)?;
+        let outputs = Tensor::f_cat(&outputs, 0)?.f_index_select(0, &place)?;
+        let outputs = outputs.f_unflatten(0, [-1, chosen])?; // (N, k, D)
+        let sum = outputs.f_mul(&weights.unsqueeze(-1))?; // f32
+        let sum = sum.sum_dim_intlist([1].as_slice(), false, None).to_kind(x.kind());
         match &self.shared {
             Some(shared) => Ok(sum + shared.forward(x, mode)?),
             None => Ok(sum),
