@@ -42,7 +42,12 @@ fn config() -> DecoderConfig {
         max_position_embeddings: 512,
         tie_word_embeddings: true,
         attention_bias: false,
+        output_bias: false,
+        qk_norm: false,
         mlp_bias: false,
+        latent: None,
+        experts: None,
+        extra_layers: 0,
         dropout: Rates::default(),
     }
 }

@@ -1,10 +1,11 @@
 //! Checkpoints on disk: safetensors in (one file, or shards by an index; mapped into
-//! memory, read tensor by tensor) and out (atomically).
+//! memory, read tensor by tensor; 8-bit weights with their scales) and out (atomically).
 //!
 //! Source of the formats: the safetensors README; transformers'
 //! `model.safetensors.index.json`.
 
 pub mod atomic;
+mod fp8;
 mod mmap;
 mod rewrite;
 mod shards;
@@ -33,6 +34,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::I8 => Kind::Int8,
         Dtype::U8 => Kind::Uint8,
         Dtype::BOOL => Kind::Bool,
+        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
         _ => return None,
     })
 }
@@ -50,6 +52,7 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
         Kind::Int8 => Dtype::I8,
         Kind::Uint8 => Dtype::U8,
         Kind::Bool => Dtype::BOOL,
+        Kind::Float8e4m3fn => Dtype::F8_E4M3,
         _ => return None,
     })
 }

@@ -165,7 +165,8 @@ impl Checkpoint {
         self.file(name)?.shape(name)
     }
 
-    /// Kind of one tensor, from the header: `None` if libtorch has none such.
+    /// Kind of one tensor, from the header; none if there is no such tensor, or if
+    /// libtorch has no such kind.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         let info = self.file(name).ok()?.header.info(name)?;
         kind_of(info.dtype)

@@ -84,6 +84,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let say = &mut |line: &str| eprintln!("{line}");
     let mut model =
         models::load_cached(&g.model, cache, &options, say, &mut |_, _| ())?;
+    model.notes.iter().for_each(|note| eprintln!("{}: {note}", g.model.display()));
     if let Some(dir) = &g.adapter {
         let parameters = model.named_parameters();
         lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;

@@ -129,7 +129,12 @@ impl Text {
             max_position_embeddings: CONTEXT as i64,
             tie_word_embeddings: false,
             attention_bias: false,
+            output_bias: false,
+            qk_norm: false,
             mlp_bias: false,
+            latent: None,
+            experts: None,
+            extra_layers: 0,
             dropout: self.dropout,
         };
         Decoder::random(config, seed)

@@ -1,125 +1,13 @@
 //! The one block stack that all families share, with the only `forward`.
+use super::block::{Block, place};
 use super::config::DecoderConfig;
 use super::weights::{Random, Weights};
 use crate::nn::{
-    Attention, KvCache, LayerCache, Linear, Mode, RmsNorm, Rotation, Rows, SwiGlu,
-    Weight, cross_entropy,
+    KvCache, Linear, Mode, RmsNorm, Rotation, Rows, Weight, cross_entropy,
     dropout::{Rates, dropout},
 };
 use crate::{Result, autograd};
 use tch::{Kind, Tensor};
-
-/// One layer: attention and feed-forward, each after a norm, each added to its input.
-#[derive(Debug)]
-pub struct Block {
-    /// Before attention.
-    pub input_norm: RmsNorm,
-    /// See [`Attention`].
-    pub attention: Attention,
-    /// Before the feed-forward part.
-    pub post_norm: RmsNorm,
-    /// See [`SwiGlu`].
-    pub mlp: SwiGlu,
-    /// Probability of dropping an element of what either part adds, in training.
-    pub dropout: f64,
-    /// Its dropouts are this one and the next.
-    pub place: u32,
-}
-
-/// The places of the decoder's own dropouts, away from those of the adapters: four to
-/// a layer, of which attention takes the first and the residual ones the next two. The
-/// fourth of the first layer is the embedding's.
-fn place(layer: i64) -> u32 {
-    (1 << 31) + 4 * layer as u32
-}
-
-impl Block {
-    fn new(w: &mut dyn Weights, layer: i64, c: &DecoderConfig) -> Result<Self> {
-        let name = format!("model.layers.{layer}");
-        let (d, f) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) =
-            (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let mut norm = |part: &str| -> Result<RmsNorm> {
-            let weight = w.tensor(&format!("{name}.{part}.weight"), &[d])?;
-            Ok(RmsNorm { weight, eps: c.rms_norm_eps })
-        };
-        let input_norm = norm("input_layernorm")?;
-        let post_norm = norm("post_attention_layernorm")?;
-        let mut linear = |part: &str, shape: [i64; 2], bias: bool| {
-            w.linear(&format!("{name}.{part}"), shape, bias)
-        };
-        let attention = Attention {
-            q: linear("self_attn.q_proj", [q, d], c.attention_bias)?,
-            k: linear("self_attn.k_proj", [kv, d], c.attention_bias)?,
-            v: linear("self_attn.v_proj", [kv, d], c.attention_bias)?,
-            o: linear("self_attn.o_proj", [d, q], c.attention_bias)?,
-            heads: c.num_attention_heads,
-            kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            dropout: 0.,
-            place: place(layer),
-        };
-        let mlp = SwiGlu {
-            gate: linear("mlp.gate_proj", [f, d], c.mlp_bias)?,
-            up: linear("mlp.up_proj", [f, d], c.mlp_bias)?,
-            down: linear("mlp.down_proj", [d, f], c.mlp_bias)?,
-        };
-        let place = place(layer) + 1;
-        Ok(Self { input_norm, attention, post_norm, mlp, dropout: 0., place })
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        (rows, rotation): (&Rows, &Rotation),
-        cache: Option<&mut LayerCache>,
-        mode: Mode,
-    ) -> Result<Tensor> {
-        let drop = |y: Tensor, nth: u32| match self.dropout > 0. {
-            true => dropout(&y, self.dropout, mode, self.place + nth),
-            false => y,
-        };
-        let normed = self.input_norm.forward(x)?;
-        let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
-        let x = x + drop(y, 0);
-        let normed = self.post_norm.forward(&x)?;
-        Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
-    }
-
-    fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
-        [
-            ("self_attn.q_proj", &mut self.attention.q),
-            ("self_attn.k_proj", &mut self.attention.k),
-            ("self_attn.v_proj", &mut self.attention.v),
-            ("self_attn.o_proj", &mut self.attention.o),
-            ("mlp.gate_proj", &mut self.mlp.gate),
-            ("mlp.up_proj", &mut self.mlp.up),
-            ("mlp.down_proj", &mut self.mlp.down),
-        ]
-    }
-
-    fn linears(&self) -> [(&'static str, &Linear); 7] {
-        [
-            ("self_attn.q_proj", &self.attention.q),
-            ("self_attn.k_proj", &self.attention.k),
-            ("self_attn.v_proj", &self.attention.v),
-            ("self_attn.o_proj", &self.attention.o),
-            ("mlp.gate_proj", &self.mlp.gate),
-            ("mlp.up_proj", &self.mlp.up),
-            ("mlp.down_proj", &self.mlp.down),
-        ]
-    }
-
-    fn shallow_clone(&self) -> Self {
-        Self {
-            input_norm: self.input_norm.shallow_clone(),
-            attention: self.attention.shallow_clone(),
-            post_norm: self.post_norm.shallow_clone(),
-            mlp: self.mlp.shallow_clone(),
-            ..*self
-        }
-    }
-}
 
 /// A decoder-only language model.
 #[derive(Debug)]
@@ -128,6 +16,8 @@ pub struct Decoder {
     pub config: DecoderConfig,
     /// Recompute each block in backward instead of keeping its inner results.
     pub checkpointing: bool,
+    /// What a user should know of how it was read, a sentence each.
+    pub notes: Vec<String>,
     embed: Tensor, // (V, D)
     blocks: Vec<Block>,
     norm: RmsNorm,
@@ -150,8 +40,9 @@ impl Decoder {
             false => w.tensor("lm_head.weight", &vocabulary)?,
         };
         let rates = config.dropout;
+        let (checkpointing, notes) = (false, vec![]);
         let mut decoder =
-            Self { config, checkpointing: false, embed, blocks, norm, head };
+            Self { config, checkpointing, notes, embed, blocks, norm, head };
         decoder.set_dropout(rates);
         Ok(decoder)
     }
@@ -160,7 +51,7 @@ impl Decoder {
     pub fn set_dropout(&mut self, rates: Rates) {
         self.config.dropout = rates;
         for block in &mut self.blocks {
-            block.attention.dropout = rates.attention;
+            block.attention.set_dropout(rates.attention);
             block.dropout = rates.residual;
         }
     }
@@ -263,7 +154,7 @@ impl Decoder {
         let blocks = self.blocks.iter_mut().enumerate();
         let named = blocks.flat_map(|(i, b)| {
             let name = move |(part, l)| (format!("model.layers.{i}.{part}"), l);
-            b.linears_mut().into_iter().map(name)
+            b.linears_mut().map(name)
         });
         named.collect()
     }
@@ -276,6 +167,14 @@ impl Decoder {
             all.push((format!("{at}.input_layernorm.weight"), &b.input_norm.weight));
             let post = format!("{at}.post_attention_layernorm.weight");
             all.push((post, &b.post_norm.weight));
+            for (part, norm) in b.attention.norms() {
+                all.push((format!("{at}.self_attn.{part}.weight"), &norm.weight));
+            }
+            if let Some(router) = b.mlp.router() {
+                all.push((format!("{at}.mlp.gate.weight"), &router.weight));
+                let bias = format!("{at}.mlp.gate.e_score_correction_bias");
+                all.extend(router.bias.as_ref().map(|b| (bias, b)));
+            }
             for (part, linear) in b.linears() {
                 if let Weight::Dense(w) = &linear.weight {
                     all.push((format!("{at}.{part}.weight"), w));
@@ -315,8 +214,7 @@ fn recomputed(
     mode: Mode,
 ) -> Result<Tensor> {
     let block = block.shallow_clone();
-    let adapters = block.linears();
-    let adapters = adapters.iter().filter_map(|(_, l)| l.lora.as_ref());
+    let adapters = block.linears().filter_map(|(_, l)| l.lora.as_ref());
     let adapters: Vec<Tensor> = adapters
         .flat_map(|l| l.tensors().into_iter().map(Tensor::shallow_clone))
         .collect();

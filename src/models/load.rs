@@ -9,6 +9,7 @@ use crate::nn::{Linear, Weight};
 use crate::quant::{Nf4Tensor, bnb};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -45,6 +46,33 @@ pub fn load(
     FromDisk::new(&checkpoint, options, dir, progress)?.decoder(config)
 }
 
+/// The layers behind the last: they predict a token further ahead, and only for that
+/// were they trained (multi-token prediction). Nothing here needs them.
+struct Extra(Range<i64>);
+
+impl Extra {
+    fn of(c: &DecoderConfig) -> Self {
+        let last = c.num_hidden_layers;
+        Self(last..last + c.extra_layers)
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        let layer =
+            name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
+        let layer = layer.and_then(|(layer, _)| layer.parse().ok());
+        layer.is_some_and(|layer| self.0.contains(&layer))
+    }
+
+    fn note(&self, passed: usize) -> String {
+        let Range { start, end } = self.0;
+        let layers = match end - start {
+            1 => format!("layer {start}"),
+            _ => format!("layers {start} to {}", end - 1),
+        };
+        format!("multi-token prediction ({layers}, {passed} tensors) is not read")
+    }
+}
+
 /// Reads a checkpoint, and may write what it reads to another.
 pub(super) struct FromDisk<'a> {
     checkpoint: &'a Checkpoint,
@@ -52,6 +80,8 @@ pub(super) struct FromDisk<'a> {
     /// How bitsandbytes quantized the checkpoint, if it did.
     quantized: Option<Bitsandbytes>,
     used: BTreeSet<String>,
+    /// Tensors to read.
+    total: usize,
     progress: &'a mut dyn FnMut(usize, usize),
     /// Gets every tensor as it will be held, but unquantized ones in the file's kind.
     pub(super) copy: Option<Writer>,
@@ -78,6 +108,7 @@ impl<'a> FromDisk<'a> {
             options,
             quantized,
             used: BTreeSet::new(),
+            total: checkpoint.names().count(),
             progress,
             copy: None,
             failed: None,
@@ -87,14 +118,20 @@ impl<'a> FromDisk<'a> {
     }
 
     pub(super) fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder> {
-        let tied = config.tie_word_embeddings;
-        let model = tch::no_grad(|| Decoder::new(config, self))?;
+        let (tied, extra) = (config.tie_word_embeddings, Extra::of(&config));
+        let checkpoint = self.checkpoint;
+        let passed = checkpoint.names().filter(|name| extra.holds(name)).count();
+        self.total -= passed;
+        let mut model = tch::no_grad(|| Decoder::new(config, self))?;
+        if passed > 0 {
+            model.notes.push(extra.note(passed));
+        }
         let spare = |name: &str| {
             // Buffers that old exports carry, and a tied head stored twice.
             name.ends_with("rotary_emb.inv_freq")
                 || (tied && name == "lm_head.weight")
+                || extra.holds(name)
         };
-        let checkpoint = self.checkpoint;
         match checkpoint.names().find(|n| !self.used.contains(*n) && !spare(n)) {
             None => Ok(model),
             Some(name) => Err(Error::tensor(
@@ -109,18 +146,29 @@ impl<'a> FromDisk<'a> {
     /// One tensor as the file has it.
     fn take(&mut self, name: &str) -> Result<Tensor> {
         let t = self.checkpoint.tensor(name)?;
-        self.used.insert(name.into());
-        (self.progress)(self.used.len(), self.checkpoint.names().count());
+        self.seen(name);
         Ok(t)
     }
 
-    /// In host memory and in the file's kind.
+    fn seen(&mut self, name: &str) {
+        self.used.insert(name.into());
+        (self.progress)(self.used.len(), self.total);
+    }
+
+    /// In host memory and in the file's kind; fp8, which has its scales apart, in the
+    /// kind to compute in.
     fn read(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let file = self.checkpoint.file_of(name);
         let found = self.checkpoint.shape(name)?;
         if found != shape {
             let what = format!("shape {found:?}, config.json implies {shape:?}");
             return Err(Error::tensor(file, name, what));
+        }
+        if self.checkpoint.is_fp8(name) {
+            let t = self.checkpoint.fp8(name, self.options.kind)?;
+            self.seen(&Checkpoint::fp8_scale_name(name));
+            self.seen(name);
+            return Ok(t);
         }
         let t = self.take(name)?;
         if !matches!(t.kind(), Kind::Float | Kind::Half | Kind::BFloat16) {
@@ -130,9 +178,9 @@ impl<'a> FromDisk<'a> {
         Ok(t)
     }
 
-    /// `t`, or what takes its place.
-    fn held(&self, t: Tensor) -> Result<Tensor> {
-        let (kind, device) = (self.options.kind, self.options.device);
+    /// `t` in `kind`, or what takes its place.
+    fn held(&self, t: Tensor, kind: Kind) -> Result<Tensor> {
+        let device = self.options.device;
         match self.keep {
             true => Ok(t.f_to_kind(kind)?.f_to_device(device)?),
             false => self.stand_in(&t.size()),
@@ -242,7 +290,13 @@ impl Weights for FromDisk<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let t = self.read(name, shape)?;
         self.copied(name, &t)?;
-        self.held(t)
+        self.held(t, self.options.kind)
+    }
+
+    fn buffer(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let t = self.read(name, shape)?;
+        self.copied(name, &t)?;
+        self.held(t, Kind::Float)
     }
 
     fn linear(&mut self, name: &str, shape: [i64; 2], bias: bool) -> Result<Linear> {

@@ -28,6 +28,7 @@ impl Bitsandbytes {
         };
         match text("quant_method") {
             Some("bitsandbytes") => {}
+            Some("fp8") => return Ok(None), // read tensor by tensor
             None if on("load_in_4bit") || on("load_in_8bit") => {} // before 2023-09
             other => {
                 let found = other.unwrap_or("none");

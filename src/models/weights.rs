@@ -1,4 +1,5 @@
 //! Where a decoder's tensors come from: a checkpoint, or a random start.
+use super::{Decoder, DecoderConfig};
 use crate::Result;
 use crate::nn::Linear;
 use tch::{Kind, Tensor, no_grad};
@@ -7,6 +8,11 @@ use tch::{Kind, Tensor, no_grad};
 pub trait Weights {
     /// The tensor `name`, which must have this shape.
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor>;
+
+    /// The tensor `name` in f32 whatever the kind of the others, and never trained.
+    fn buffer(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        Ok(self.tensor(name, shape)?.detach().to_kind(Kind::Float))
+    }
 
     /// The linear layer `name` (`name.weight`, and `name.bias` if `bias`).
     fn linear(
@@ -34,7 +40,7 @@ pub(super) struct Random {
 impl Weights for Random {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let like = (Kind::Float, tch::Device::Cpu);
-        let t = match (shape.len(), name.ends_with(".bias")) {
+        let t = match (shape.len(), name.ends_with("bias")) {
             (1, true) => Tensor::zeros(shape, like),
             (1, false) => Tensor::ones(shape, like),
             _ => no_grad(|| {
@@ -44,6 +50,28 @@ impl Weights for Random {
             }),
         };
         Ok(t.set_requires_grad(true))
+    }
+}
+
+/// No numbers, but how many there would be.
+struct Counted(i128);
+
+impl Weights for Counted {
+    fn tensor(&mut self, _: &str, shape: &[i64]) -> Result<Tensor> {
+        self.0 += shape.iter().map(|n| i128::from(*n)).product::<i128>();
+        Ok(Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)))
+    }
+}
+
+impl DecoderConfig {
+    /// Numbers in the checkpoint of a model of this shape, without building it.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn parameters(&self) -> Result<i128> {
+        let mut count = Counted(0);
+        Decoder::new(self.clone(), &mut count)?;
+        Ok(count.0)
     }
 }
 

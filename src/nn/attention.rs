@@ -1,5 +1,6 @@
-//! Grouped-query attention with a key-value cache.
-use super::{Linear, Mode, Rotation, Rows, dropout::dropout};
+//! Grouped-query attention with a key-value cache, and what latent attention shares
+//! with it.
+use super::{Linear, Mla, Mode, RmsNorm, Rotation, Rows, dropout::dropout};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -9,9 +10,10 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
 }
 
-/// Keys and values of one layer.
+/// Keys and values of one layer, each (B, G, T, K); with latent attention the latents
+/// (B, 1, T, R) and the turned keys (B, 1, T, K) from which all heads come.
 #[derive(Debug, Default)]
-pub struct LayerCache(Option<(Tensor, Tensor)>); // each (B, G, T, K)
+pub struct LayerCache(Option<(Tensor, Tensor)>);
 
 impl KvCache {
     /// An empty cache for so many layers.
@@ -37,7 +39,7 @@ impl KvCache {
 
 impl LayerCache {
     /// Appends, and returns all keys and values.
-    fn extend(&mut self, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
+    pub(super) fn extend(&mut self, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
         let (k, v) = match self.0.take() {
             Some((old_k, old_v)) => {
                 (Tensor::cat(&[old_k, k], 2), Tensor::cat(&[old_v, v], 2))
@@ -49,29 +51,13 @@ impl LayerCache {
     }
 }
 
-/// Attention in which each of G key-value heads serves H/G query heads.
-///
-/// Source: Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, 2305.13245.
+/// The attention of one layer.
 #[derive(Debug)]
-pub struct Attention {
-    /// D to H·K.
-    pub q: Linear,
-    /// D to G·K.
-    pub k: Linear,
-    /// D to G·K.
-    pub v: Linear,
-    /// H·K to D.
-    pub o: Linear,
-    /// H.
-    pub heads: i64,
-    /// G.
-    pub kv_heads: i64,
-    /// K.
-    pub head_dim: i64,
-    /// Probability of dropping an attention probability in training.
-    pub dropout: f64,
-    /// Which dropout of the model this is.
-    pub place: u32,
+pub enum Attention {
+    /// Llama, Qwen2, Qwen3.
+    Gqa(Gqa),
+    /// DeepSeek-V2 and V3.
+    Mla(Mla),
 }
 
 impl Attention {
@@ -85,9 +71,103 @@ impl Attention {
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
+        match self {
+            Self::Gqa(a) => a.forward(x, rows, rotation, cache, mode),
+            Self::Mla(a) => a.forward(x, rows, rotation, cache, mode),
+        }
+    }
+
+    /// What is dropped of the attention probabilities, in training.
+    pub fn set_dropout(&mut self, p: f64) {
+        match self {
+            Self::Gqa(a) => a.dropping.p = p,
+            Self::Mla(a) => a.dropping.p = p,
+        }
+    }
+
+    /// Its linear layers, by their last names.
+    pub fn linears(&self) -> Vec<(&'static str, &Linear)> {
+        match self {
+            Self::Gqa(a) => vec![
+                ("q_proj", &a.q),
+                ("k_proj", &a.k),
+                ("v_proj", &a.v),
+                ("o_proj", &a.o),
+            ],
+            Self::Mla(a) => a.linears(),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn linears_mut(&mut self) -> Vec<(&'static str, &mut Linear)> {
+        match self {
+            Self::Gqa(a) => vec![
+                ("q_proj", &mut a.q),
+                ("k_proj", &mut a.k),
+                ("v_proj", &mut a.v),
+                ("o_proj", &mut a.o),
+            ],
+            Self::Mla(a) => a.linears_mut(),
+        }
+    }
+
+    /// Its norms, by their last names.
+    pub fn norms(&self) -> Vec<(&'static str, &RmsNorm)> {
+        match self {
+            Self::Gqa(a) => {
+                let norms = a.norms.iter();
+                norms.flat_map(|[q, k]| [("q_norm", q), ("k_norm", k)]).collect()
+            }
+            Self::Mla(a) => a.norms(),
+        }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Gqa(a) => Self::Gqa(a.shallow_clone()),
+            Self::Mla(a) => Self::Mla(a.shallow_clone()),
+        }
+    }
+}
+
+/// Attention in which each of G key-value heads serves H/G query heads.
+///
+/// Source: Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, 2305.13245.
+#[derive(Debug)]
+pub struct Gqa {
+    /// D to H·K.
+    pub q: Linear,
+    /// D to G·K.
+    pub k: Linear,
+    /// D to G·K.
+    pub v: Linear,
+    /// H·K to D.
+    pub o: Linear,
+    /// Of each query's and each key's head, before positions (Qwen3).
+    pub norms: Option<[RmsNorm; 2]>,
+    /// K.
+    pub head_dim: i64,
+    /// Of attention probabilities.
+    pub dropping: Dropping,
+}
+
+impl Gqa {
+    fn forward(
+        &self,
+        x: &Tensor,
+        rows: &Rows,
+        rotation: &Rotation,
+        cache: Option<&mut LayerCache>,
+        mode: Mode,
+    ) -> Result<Tensor> {
         let split = |y: Tensor| y.unflatten(-1, [-1, self.head_dim]);
-        let q = rotation.apply(&split(self.q.forward(x, mode)?))?; // (N, H, K)
-        let k = rotation.apply(&split(self.k.forward(x, mode)?))?; // (N, G, K)
+        let (mut q, mut k) =
+            (split(self.q.forward(x, mode)?), split(self.k.forward(x, mode)?));
+        if let Some([q_norm, k_norm]) = &self.norms {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        let q = rotation.apply(&q)?; // (N, H, K)
+        let k = rotation.apply(&k)?; // (N, G, K)
         let v = split(self.v.forward(x, mode)?);
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
         let (q, k, v) = (heads(&q)?, heads(&k)?, heads(&v)?); // (B, H or G, T, K)
@@ -95,61 +175,75 @@ impl Attention {
             Some(cache) => cache.extend(k, v),
             None => (k, v),
         };
-        let y = self.attend(&q, &k, &v, mode)?.transpose(1, 2); // (B, T, H, K)
-        self.o.forward(&rows.line(&y)?.flatten(1, 2), mode)
+        let scale = 1. / (self.head_dim as f64).sqrt();
+        let y = attend(&q, &k, &v, scale, self.dropping, mode)?; // (B, H, T, K)
+        let y = rows.line(&y.transpose(1, 2))?.flatten(1, 2);
+        self.o.forward(&y, mode)
     }
 
-    /// `softmax(q kᵀ / √K) v`, where token t sees those up to t: [B, H, T, K].
-    fn attend(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        mode: Mode,
-    ) -> Result<Tensor> {
-        if self.dropout > 0. && mode != Mode::Eval {
-            return self.attend_dropping(q, k, v, mode);
-        }
-        let t = q.size()[2];
-        let seen = k.size()[2] - t;
-        // libtorch's own causal mask assumes that nothing came before.
-        let mask = (seen > 0 && t > 1).then(|| {
-            let all = [t, seen + t];
-            Tensor::ones(all, (Kind::Bool, q.device())).tril(seen)
-        });
-        let (causal, grouped) = (seen == 0 && t > 1, self.heads != self.kv_heads);
-        Ok(Tensor::f_scaled_dot_product_attention(
-            q, k, v, mask, 0., causal, None, grouped,
-        )?)
-    }
-
-    /// The same step by step, since libtorch's function would draw masks of its own.
-    fn attend_dropping(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        mode: Mode,
-    ) -> Result<Tensor> {
-        let (t, all) = (q.size()[2], k.size()[2]);
-        let later =
-            Tensor::ones([t, all], (Kind::Bool, q.device())).triu(all - t + 1);
-        let serve = self.heads / self.kv_heads;
-        let each = |x: &Tensor| x.repeat_interleave_self_int(serve, 1, None); // G to H
-        let scale = (self.head_dim as f64).sqrt();
-        let scores = q.f_matmul(&each(k).transpose(2, 3))? / scale; // (B, H, T, T)
-        let scores = scores.masked_fill(&later, f64::NEG_INFINITY);
-        let p = dropout(&scores.softmax(-1, None), self.dropout, mode, self.place);
-        Ok(p.f_matmul(&each(v))?)
-    }
-
-    pub(crate) fn shallow_clone(&self) -> Self {
+    fn shallow_clone(&self) -> Self {
+        let norms = self.norms.as_ref();
         Self {
             q: self.q.shallow_clone(),
             k: self.k.shallow_clone(),
             v: self.v.shallow_clone(),
             o: self.o.shallow_clone(),
+            norms: norms.map(|n| n.each_ref().map(RmsNorm::shallow_clone)),
             ..*self
         }
     }
+}
+
+/// A dropout of the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropping {
+    /// Probability of dropping an element in training.
+    pub p: f64,
+    /// Which of the model's it is.
+    pub place: u32,
+}
+
+/// `softmax(scale · q kᵀ) v`, where token t sees those up to t: queries [B, H, T, K],
+/// keys [B, G, T', K] and values [B, G, T', K'] to [B, H, T, K'].
+pub(super) fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    dropping: Dropping,
+    mode: Mode,
+) -> Result<Tensor> {
+    if dropping.p > 0. && mode != Mode::Eval {
+        return attend_dropping(q, k, v, scale, dropping, mode);
+    }
+    let t = q.size()[2];
+    let seen = k.size()[2] - t;
+    // libtorch's own causal mask assumes that nothing came before.
+    let mask = (seen > 0 && t > 1).then(|| {
+        let all = [t, seen + t];
+        Tensor::ones(all, (Kind::Bool, q.device())).tril(seen)
+    });
+    let (causal, grouped) = (seen == 0 && t > 1, q.size()[1] != k.size()[1]);
+    Ok(Tensor::f_scaled_dot_product_attention(
+        q, k, v, mask, 0., causal, scale, grouped,
+    )?)
+}
+
+/// The same step by step, since libtorch's function would draw masks of its own.
+fn attend_dropping(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    dropping: Dropping,
+    mode: Mode,
+) -> Result<Tensor> {
+    let (t, all) = (q.size()[2], k.size()[2]);
+    let later = Tensor::ones([t, all], (Kind::Bool, q.device())).triu(all - t + 1);
+    let serve = q.size()[1] / k.size()[1];
+    let each = |x: &Tensor| x.repeat_interleave_self_int(serve, 1, None); // G to H
+    let scores = q.f_matmul(&each(k).transpose(2, 3))? * scale; // (B, H, T, T')
+    let scores = scores.masked_fill(&later, f64::NEG_INFINITY);
+    let p = dropout(&scores.softmax(-1, None), dropping.p, mode, dropping.place);
+    Ok(p.f_matmul(&each(v))?)
 }

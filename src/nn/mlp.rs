@@ -23,6 +23,20 @@ impl SwiGlu {
         self.down.forward(&(gate * self.up.forward(x, mode)?), mode)
     }
 
+    /// Its linear layers, by their last names.
+    pub fn linears(&self) -> [(&'static str, &Linear); 3] {
+        [("gate_proj", &self.gate), ("up_proj", &self.up), ("down_proj", &self.down)]
+    }
+
+    /// The same, to be changed.
+    pub fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 3] {
+        [
+            ("gate_proj", &mut self.gate),
+            ("up_proj", &mut self.up),
+            ("down_proj", &mut self.down),
+        ]
+    }
+
     pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             gate: self.gate.shallow_clone(),

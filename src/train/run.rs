@@ -109,6 +109,9 @@ impl Base {
             say,
             &mut |_, _| (),
         )?;
+        for note in &model.notes {
+            say(&format!("{}: {note}", settings.model.display()));
+        }
         model.checkpointing = match settings.gradient_checkpointing {
             Switch::Auto => device.is_cuda(),
             Switch::True => true,

@@ -44,7 +44,12 @@ pub fn config() -> DecoderConfig {
         max_position_embeddings: 128,
         tie_word_embeddings: false,
         attention_bias: false,
+        output_bias: false,
+        qk_norm: false,
         mlp_bias: false,
+        latent: None,
+        experts: None,
+        extra_layers: 0,
         dropout: Rates::default(),
     }
 }

@@ -4,6 +4,7 @@
 //! A case is a sound set of files, one change to it, and what the message must hold.
 mod adapters;
 mod checkpoints;
+mod families;
 mod flags;
 mod quantized;
 mod rows;

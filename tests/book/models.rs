@@ -146,7 +146,7 @@ fn every_wrong_setting_names_its_key() {
         ("max_position_embeddings", "max_position_embeddings", json!(0)),
         ("rope_theta", "rope_theta", json!(0)),
         ("rope_theta", "rope_theta", json!(-1e4)),
-        ("rope_scaling", "yarn", json!({"type": "yarn", "factor": 4.})),
+        ("rope_scaling", "dynamic", json!({"type": "dynamic", "factor": 4.})),
         ("rope_scaling", "rope_scaling.factor", json!({"type": "linear"})),
         (
             "rope_scaling",
@@ -166,7 +166,7 @@ fn every_wrong_setting_names_its_key() {
         (
             "quantization_config",
             "quantization_config",
-            json!({"quant_method": "fp8"}),
+            json!({"quant_method": "gptq"}),
         ),
     ];
     for (key, named, value) in faults {

@@ -5,8 +5,8 @@ use downhill::autograd::gradcheck;
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::dropout::{dropout, normal, philox, uniform};
 use downhill::nn::{
-    Adapter, Attention, Linear, Mode, RmsNorm, Rope, RopeScaling, Rows, SwiGlu,
-    Weight, cross_entropy,
+    Adapter, Attention, Dropping, Gqa, Linear, Mode, RmsNorm, Rope, RopeScaling,
+    Rows, SwiGlu, Weight, cross_entropy,
 };
 use downhill::quant::Nf4Tensor;
 use tch::{Device, Kind, Tensor};
@@ -270,27 +270,34 @@ fn dense(out: i64, input: i64) -> Linear {
     Linear::dense(wave(&[out, input], Kind::Float), None)
 }
 
+fn copied(l: &Linear) -> Linear {
+    match &l.weight {
+        Weight::Dense(w) => Linear::dense(w.shallow_clone(), None),
+        Weight::Nf4(_) => unreachable!(),
+    }
+}
+
 /// Softmax attention in loops: each query sees what came before it in its row, whether
 /// the rows are of one length or not.
 #[test]
 fn grouped_query_attention_is_its_formula() {
     let (d, h, g, k, n) = (12, 4, 2, 6, 10);
-    let mut attention = Attention {
-        q: dense(h * k, d),
-        k: dense(g * k, d),
-        v: dense(g * k, d),
-        o: dense(d, h * k),
-        heads: h,
-        kv_heads: g,
+    let parts = [dense(h * k, d), dense(g * k, d), dense(g * k, d), dense(d, h * k)];
+    let [q_proj, k_proj, v_proj, o_proj] = parts.each_ref().map(copied);
+    let mut attention = Attention::Gqa(Gqa {
+        q: q_proj,
+        k: k_proj,
+        v: v_proj,
+        o: o_proj,
+        norms: None,
         head_dim: k,
-        dropout: 0.,
-        place: 0,
-    };
+        dropping: Dropping { p: 0., place: 0 },
+    });
     let x = wave(&[n, d], Kind::Float);
     let rows = [[5, 5].as_slice(), &[3, 6, 1], &[10]];
     // The second probability is too small to drop anything, but takes the other way.
     for (lengths, p) in rows.iter().flat_map(|l| [(*l, 0.), (*l, 1e-9)]) {
-        attention.dropout = p;
+        attention.set_dropout(p);
         let rows = Rows::new(lengths, Device::Cpu);
         let positions = Tensor::from_slice(&rows.positions(0));
         let rope = rope(RopeScaling::Default);
@@ -300,9 +307,9 @@ fn grouped_query_attention_is_its_formula() {
         let heads = |l: &Linear, heads: i64| {
             l.forward(&x, Mode::Eval).unwrap().view([n, heads, k])
         };
-        let q = rotation.apply(&heads(&attention.q, h)).unwrap();
-        let key = rotation.apply(&heads(&attention.k, g)).unwrap();
-        let v = heads(&attention.v, g);
+        let q = rotation.apply(&heads(&parts[0], h)).unwrap();
+        let key = rotation.apply(&heads(&parts[1], g)).unwrap();
+        let v = heads(&parts[2], g);
         let mut rows = Vec::new();
         let mut first = 0;
         for t in lengths {
@@ -321,7 +328,7 @@ fn grouped_query_attention_is_its_formula() {
             first += t;
         }
         let expected =
-            attention.o.forward(&Tensor::stack(&rows, 0), Mode::Eval).unwrap();
+            parts[3].forward(&Tensor::stack(&rows, 0), Mode::Eval).unwrap();
         let far = gap(&y, &expected);
         assert!(far < 1e-5, "{lengths:?}: {far:e}");
     }

@@ -1,14 +1,12 @@
 """Tiny Llama checkpoints as transformers saves them, with its logits and its text.
 
-llama_<name>/ holds the checkpoint; expected.safetensors the token ids, the logits in
-f32 (of a right-padded batch too), and 64 tokens of greedy generation.
+llama_<name>/ holds the checkpoint and expected.safetensors (see `write_expected`).
 """
 import json
 
 import torch
-from common import HERE, versions
-from llama_common import random_model, save
-from safetensors.torch import save_file
+from common import HERE
+from llama_common import random_model, save, write_expected
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -49,57 +47,9 @@ def respell(name, folder):
     path.write_text(json.dumps(cfg, indent=2) + "\n")
 
 
-def check_gap(model, ids, new):
-    """The least lead of a chosen token: far above rounding, or the test is a toss."""
-    both = torch.cat([ids, new[None]], 1)
-    logits = model(both).logits[0, ids.shape[1] - 1 : -1]
-    top = logits.topk(2).values
-    assert torch.equal(logits.argmax(-1), new)
-    gap = (top[:, 0] - top[:, 1]).min().item()
-    assert gap > 2e-4, gap
-    return gap
-
-
-@torch.no_grad()
-def main():
-    for seed, (name, (dtype, shard, changes)) in enumerate(CASES.items()):
-        model = random_model(100 + seed, dtype, **changes)
-        folder = HERE / f"llama_{name}"
-        save(model, folder, dtype, **({"max_shard_size": shard} if shard else {}))
-        respell(name, folder)
-        draw = torch.Generator().manual_seed(seed)
-        ids = torch.randint(3, 64, (2, 40), generator=draw)
-        padded = ids[:, :24].clone()
-        padded[1, 15:] = 0
-        mask = torch.ones_like(padded)
-        mask[1, 15:] = 0
-        # Prompts until one whose greedy path has no near tie.
-        for _ in range(40):
-            prompt = torch.randint(3, 64, (1, 6), generator=draw)
-            out = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                max_new_tokens=64, min_new_tokens=64, eos_token_id=None, pad_token_id=0,
-            )
-            new = out[0, 6:]
-            try:
-                gap = check_gap(model, prompt, new)
-                break
-            except AssertionError as e:
-                print(name, "another prompt:", e)
-        else:
-            raise SystemExit(f"{name}: no clear path")
-        tensors = {
-            "ids": ids, "logits": model(ids).logits,
-            "padded_ids": padded, "padded_mask": mask,
-            "padded_logits": model(padded, attention_mask=mask).logits,
-            "prompt": prompt, "greedy": new.clone(),
-        }
-        meta = versions("transformers") | {"gap": f"{gap:.2e}"}
-        save_file(tensors, folder / "expected.safetensors", metadata=meta)
-        files = sorted(p.name for p in folder.iterdir())
-        kinds = len(set(new.tolist()))
-        size = sum(p.stat().st_size for p in folder.iterdir())
-        print(f"{name:11} {size:7} bytes, gap {gap:.1e}, {kinds} kinds, {len(files)} files")
-
-
-main()
+for seed, (name, (dtype, shard, changes)) in enumerate(CASES.items()):
+    model = random_model(100 + seed, dtype, **changes)
+    folder = HERE / f"llama_{name}"
+    save(model, folder, dtype, **({"max_shard_size": shard} if shard else {}))
+    respell(name, folder)
+    write_expected(model, folder, seed, 64)

@@ -66,8 +66,8 @@ fn configs() {
         ("too shallow", &set("num_hidden_layers", json!(1)), &["model.layers.1."]),
         (
             "rope",
-            &set("rope_scaling", json!({"type": "yarn", "factor": 4.})),
-            &["config.json", "yarn"],
+            &set("rope_scaling", json!({"type": "dynamic", "factor": 4.})),
+            &["config.json", "dynamic", "yarn"],
         ),
         (
             "rope without factor",
@@ -76,8 +76,16 @@ fn configs() {
         ),
         (
             "quantized",
-            &set("quantization_config", json!({"quant_method": "fp8"})),
+            &set("quantization_config", json!({"quant_method": "gptq"})),
             &["config.json", "quantization_config"],
+        ),
+        (
+            "fp8 in other blocks",
+            &set(
+                "quantization_config",
+                json!({"quant_method": "fp8", "weight_block_size": [1, 128]}),
+            ),
+            &["config.json", "quantization_config", "[1,128]", "[128, 128]"],
         ),
         ("act", &set("hidden_act", json!("gelu")), &["config.json", "hidden_act"]),
     ]);

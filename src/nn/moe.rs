@@ -1,0 +1,216 @@
+//! A mixture of experts: a router sends each token to a few of many feed-forward
+//! layers.
+use super::{Linear, Mode, SwiGlu};
+use crate::Result;
+use tch::{Kind, Tensor, no_grad};
+
+/// The feed-forward part of one layer.
+#[derive(Debug)]
+pub enum FeedForward {
+    /// One for all tokens.
+    Dense(SwiGlu),
+    /// Experts.
+    Moe(Moe),
+}
+
+/// `Σ w_e(x) · expert_e(x) + shared(x)` over the few experts e chosen for the token x.
+///
+/// Source: Dai et al. 2024, arXiv 2401.06066 (DeepSeekMoE).
+#[derive(Debug)]
+pub struct Moe {
+    /// Chooses.
+    pub router: Router,
+    /// The E to choose from.
+    pub experts: Vec<SwiGlu>,
+    /// What sees every token.
+    pub shared: Option<SwiGlu>,
+}
+
+/// Which experts a token goes to, and with what weights.
+#[derive(Debug)]
+pub struct Router {
+    /// [E, D].
+    pub weight: Tensor,
+    /// [E], f32: moves the choice, not the weights, so that all experts stay in use
+    /// (DeepSeek-V3).
+    pub bias: Option<Tensor>,
+    /// See [`Routing`].
+    pub routing: Routing,
+}
+
+/// How a [`Router`] chooses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts per token.
+    pub chosen: i64,
+    /// The experts stand in so many groups of neighbours,
+    pub groups: i64,
+    /// of which the best so many take part.
+    pub kept_groups: i64,
+    /// See [`Score`].
+    pub score: Score,
+    /// Divide the weights of the chosen by their sum.
+    pub normalize: bool,
+    /// Multiply them by it.
+    pub scale: f64,
+}
+
+/// What a router makes of its products, and how it judges a group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Score {
+    /// Over all experts; a group by its best one (DeepSeek-V2).
+    Softmax,
+    /// Each for itself; a group by the sum of its best two (DeepSeek-V3).
+    Sigmoid,
+}
+
+impl Router {
+    /// The weights [N, k] and the numbers [N, k] of the experts chosen for `x` [N, D].
+    /// In f32 whatever the kind of `x`, as a near tie must not be lost.
+    pub fn route(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let r = &self.routing;
+        let float = |t: &Tensor| t.to_kind(Kind::Float);
+        let logits = float(x).f_linear(&float(&self.weight), None::<Tensor>)?;
+        let scores = match r.score {
+            Score::Softmax => logits.softmax(-1, None),
+            Score::Sigmoid => logits.sigmoid(),
+        }; // (N, E)
+        let chosen = no_grad(|| self.choose(&scores))?;
+        let weights = scores.f_gather(1, &chosen, false)?;
+        let weights = match r.normalize {
+            true => {
+                let sum = weights.sum_dim_intlist([-1].as_slice(), true, None);
+                weights / (sum + 1e-20)
+            }
+            false => weights,
+        };
+        Ok((weights * r.scale, chosen))
+    }
+
+    fn choose(&self, scores: &Tensor) -> Result<Tensor> {
+        let r = &self.routing;
+        let mut merit = scores.shallow_clone();
+        if let Some(bias) = &self.bias {
+            merit = merit.f_add(bias)?;
+        }
+        if r.kept_groups < r.groups {
+            let groups = merit.f_unflatten(1, [r.groups, -1])?; // (N, groups, E/groups)
+            let best = match r.score {
+                Score::Softmax => 1,
+                Score::Sigmoid => 2,
+            };
+            let (best, _) = groups.f_topk(best, -1, true, false)?;
+            let best = best.sum_dim_intlist([-1].as_slice(), false, None);
+            let (_, kept) = best.f_topk(r.kept_groups, 1, true, false)?;
+            let out = best.ones_like().scatter_value(1, &kept, 0.);
+            // 0, not −∞, as in transformers: an expert of another group comes before
+            // one whose bias has made its merit negative.
+            let out = out.to_kind(Kind::Bool).unsqueeze(-1);
+            merit = groups.masked_fill(&out, 0.).flatten(1, 2);
+        }
+        Ok(merit.f_topk(r.chosen, 1, true, false)?.1)
+    }
+}
+
+impl Moe {
+    /// [N, D] to [N, D]. Experts that no token goes to are not touched: in 4 bits they
+    /// are not dequantized, and their adapters get no gradient.
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let (weights, ids) = self.router.route(x)?;
+        let (ids, chosen) = (ids.view([-1]), self.router.routing.chosen); // (N·k)
+        let order = ids.f_argsort_stable(true, 0, false)?; // expert by expert
+        let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
+        let counts = Vec::<i64>::try_from(&counts.to_device(tch::Device::Cpu))?;
+        let token = order.f_divide_scalar_mode(chosen, "floor")?;
+        let inputs = x.f_index_select(0, &token)?;
+        let (mut outputs, mut start) = (vec![], 0);
+        for (expert, n) in self.experts.iter().zip(counts) {
+            if n > 0 {
+                outputs.push(expert.forward(&inputs.narrow(0, start, n), mode)?);
+                start += n;
+            }
+        }
+        // Back in the order of tokens; no addition in the order of chance, as on a GPU
+        // would be that of `index_add`, so that a recomputed layer routes alike.
+        let place = order.f_argsort_stable(true, 0, false)?;
+        let outputs = Tensor::f_cat(&outputs, 0)?.f_index_select(0, &place)?;
+        let outputs = outputs.f_unflatten(0, [-1, chosen])?; // (N, k, D)
+        let sum = outputs.f_mul(&weights.unsqueeze(-1))?; // f32
+        let sum = sum.sum_dim_intlist([1].as_slice(), false, None).to_kind(x.kind());
+        match &self.shared {
+            Some(shared) => Ok(sum + shared.forward(x, mode)?),
+            None => Ok(sum),
+        }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        let router = Router {
+            weight: self.router.weight.shallow_clone(),
+            bias: self.router.bias.as_ref().map(Tensor::shallow_clone),
+            routing: self.router.routing,
+        };
+        Self {
+            router,
+            experts: self.experts.iter().map(SwiGlu::shallow_clone).collect(),
+            shared: self.shared.as_ref().map(SwiGlu::shallow_clone),
+        }
+    }
+}
+
+impl FeedForward {
+    /// [N, D] to [N, D].
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(x, mode),
+            Self::Moe(moe) => moe.forward(x, mode),
+        }
+    }
+
+    /// The router, if there are experts.
+    pub fn router(&self) -> Option<&Router> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Moe(moe) => Some(&moe.router),
+        }
+    }
+
+    /// Its linear layers, by their names below `mlp`. The router is none of them: it
+    /// stays as it is, and gets no adapter.
+    pub fn linears(&self) -> Vec<(String, &Linear)> {
+        let (experts, rest) = match self {
+            Self::Dense(mlp) => (&[][..], Some((String::new(), mlp))),
+            Self::Moe(m) => (&m.experts[..], m.shared.as_ref().map(shared)),
+        };
+        let all = (0..).map(expert).zip(experts).chain(rest);
+        all.flat_map(|(at, mlp)| named(at, mlp.linears())).collect()
+    }
+
+    /// The same, to be changed.
+    pub fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let (experts, rest) = match self {
+            Self::Dense(mlp) => (&mut [][..], Some((String::new(), mlp))),
+            Self::Moe(m) => (&mut m.experts[..], m.shared.as_mut().map(shared)),
+        };
+        let all = (0..).map(expert).zip(experts).chain(rest);
+        all.flat_map(|(at, mlp)| named(at, mlp.linears_mut())).collect()
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Dense(mlp) => Self::Dense(mlp.shallow_clone()),
+            Self::Moe(moe) => Self::Moe(moe.shallow_clone()),
+        }
+    }
+}
+
+fn expert(i: usize) -> String {
+    format!("experts.{i}.")
+}
+
+fn shared<T>(mlp: T) -> (String, T) {
+    ("shared_experts.".into(), mlp)
+}
+
+fn named<T>(at: String, parts: [(&str, T); 3]) -> [(String, T); 3] {
+    parts.map(|(part, linear)| (format!("{at}{part}"), linear))
+}

@@ -1,0 +1,161 @@
+//! Qwen2, Qwen3, DeepSeek-V2 and V3 as transformers saved them: the same logits, the
+//! same text, the same gradients. See `tests/golden/ch12_families.py`.
+use crate::common::lora;
+use crate::golden::{gap, same_bits, tensors};
+use crate::parity_llama::{F32, logits, read, same_logits, same_text};
+use downhill::lora::attach;
+use downhill::models::{Decoder, LoadOptions};
+use downhill::nn::{Mode, Weight};
+use tch::{Device, Kind, Tensor};
+
+const FOLDERS: [&str; 15] = [
+    "llama_yarn",
+    "qwen2_gqa",
+    "qwen2_tied",
+    "qwen3_gqa",
+    "qwen3_yarn",
+    "qwen3_bias",
+    "v2_lite",
+    "v2_limited",
+    "v2_bias",
+    "v2_yarn",
+    "v2_mscale",
+    "v3_yarn",
+    "v3_flat",
+    "v3_tied",
+    "v3_fp8",
+];
+
+#[test]
+fn logits_are_transformers() {
+    FOLDERS.iter().for_each(|folder| same_logits(folder));
+}
+
+#[test]
+fn greedy_text_is_transformers() {
+    FOLDERS.iter().for_each(|folder| same_text(folder));
+}
+
+/// In bf16 both round at every step, each in its own order: within a few units in the
+/// last of its 8 bits of the largest logit, after two layers.
+#[test]
+fn bf16_is_near() {
+    let options = LoadOptions { kind: Kind::BFloat16, ..F32 };
+    for folder in FOLDERS {
+        let golden = tensors(&format!("{folder}/expected.safetensors"));
+        let found = logits(&read(folder, &options), &golden["ids"]);
+        assert_eq!(found.kind(), Kind::BFloat16);
+        let far = (found.to_kind(Kind::Float) - &golden["logits"]).abs();
+        let scale = golden["logits"].abs().max();
+        // A token that goes to another expert may be far: the median is not.
+        let middle = (far.median() / scale).double_value(&[]);
+        assert!(middle < 2. / 256., "{folder}: {middle:e}");
+    }
+}
+
+/// The mean cross-entropy of the ids from 1 on, given those before.
+fn loss(model: &Decoder, ids: &Tensor, mode: Mode) -> Tensor {
+    let hidden = model.hidden(ids, mode, None).expect("hidden");
+    let t = ids.size()[1];
+    let hidden = hidden.narrow(1, 0, t - 1).flatten(0, 1);
+    let targets = ids.narrow(1, 1, t - 1).flatten(0, 1);
+    let n = targets.numel() as f64;
+    model.loss(&hidden, &targets).expect("loss") / n
+}
+
+/// Through routing weights, experts, latents and norms down to the embedding.
+#[test]
+fn gradients_are_transformers() {
+    for folder in ["v2_limited", "v3_yarn"] {
+        let golden = tensors(&format!("{folder}/expected.safetensors"));
+        let model = read(folder, &F32);
+        let parameters = model.named_parameters();
+        for (name, t) in &parameters {
+            if !name.ends_with("_bias") {
+                let _ = t.set_requires_grad(true);
+            }
+        }
+        let loss = loss(&model, &golden["ids"], Mode::Eval);
+        assert!(gap(&loss.detach(), &golden["loss"]) < 1e-6, "{folder}");
+        loss.backward();
+        let mut compared = 0;
+        for (name, t) in &parameters {
+            if let Some(expected) = golden.get(&format!("grad.{name}")) {
+                let far = gap(&t.grad(), expected);
+                assert!(far < 1e-4, "{folder}, {name}: {far:e}");
+                compared += 1;
+            }
+        }
+        let given = golden.keys().filter(|k| k.starts_with("grad.")).count();
+        assert_eq!(compared, given, "{folder}");
+        assert!(given > 10, "{folder}: {given}");
+    }
+}
+
+/// 8 bits on disk: the scales are used, and the layer behind the last is not read, of
+/// which there is a word.
+#[test]
+fn multi_token_prediction_is_passed_over_aloud() {
+    let model = read("v3_fp8", &F32);
+    assert_eq!(model.config.extra_layers, 1);
+    let [note] = model.notes.as_slice() else { panic!("{:?}", model.notes) };
+    assert!(note.contains("layer 2, 3 tensors"), "{note}");
+    assert!(read("v3_flat", &F32).notes.is_empty());
+}
+
+/// Experts in 4 bits, each with an adapter of its own; the router as it was, in no
+/// list; and gradient checkpointing, which gives the same gradients to the bit.
+#[test]
+fn experts_are_linears_like_any_other() {
+    let mut gradients: Vec<Vec<(String, Tensor)>> = vec![];
+    for checkpointing in [false, true] {
+        let options = LoadOptions { quantize: true, ..F32 };
+        let mut model = read("v3_yarn", &options);
+        model.checkpointing = checkpointing;
+        let linears = model.linears_mut();
+        assert!(linears.iter().all(|(_, l)| matches!(l.weight, Weight::Nf4(_))));
+        let names: Vec<String> = linears.into_iter().map(|(name, _)| name).collect();
+        assert!(!names.iter().any(|n| n.ends_with("mlp.gate")));
+        for name in [
+            "model.layers.0.self_attn.q_a_proj",
+            "model.layers.0.self_attn.kv_a_proj_with_mqa",
+            "model.layers.0.mlp.up_proj",
+            "model.layers.1.self_attn.kv_b_proj",
+            "model.layers.1.mlp.experts.3.gate_proj",
+            "model.layers.1.mlp.experts.7.down_proj",
+            "model.layers.1.mlp.shared_experts.up_proj",
+        ] {
+            assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
+        }
+        let rest = model.named_parameters();
+        let has = |name: &str| rest.iter().any(|(n, _)| n == name);
+        assert!(has("model.layers.1.mlp.gate.weight"));
+        assert!(has("model.layers.1.mlp.gate.e_score_correction_bias"));
+        let config = lora(&["all-linear"], 0.1);
+        let device = Device::Cpu;
+        let named =
+            attach(model.linears_mut(), &config, 3, device).expect("adapters");
+        assert_eq!(named.len(), 2 * names.len());
+        tch::no_grad(|| {
+            for (_, t) in &named {
+                let wave = Tensor::arange(t.numel() as i64, (Kind::Float, device));
+                t.shallow_clone().copy_(&((wave.sin() * 0.1).view_as(t)));
+            }
+        });
+        // Few tokens, so that some experts get none.
+        let ids = Tensor::from_slice(&[5i64, 9, 11]).unsqueeze(0);
+        loss(&model, &ids, Mode::Train { seed: 1, step: 1 }).backward();
+        let grads = named.iter().filter(|(_, t)| t.grad().defined());
+        gradients.push(grads.map(|(n, t)| (n.clone(), t.grad())).collect());
+        let touched = gradients[0].len();
+        assert!(
+            touched > 30 && touched < named.len(),
+            "{touched} of {}",
+            named.len()
+        );
+    }
+    assert_eq!(gradients[0].len(), gradients[1].len());
+    for ((name, a), (_, b)) in gradients[0].iter().zip(&gradients[1]) {
+        assert!(same_bits(a, b), "{name}");
+    }
+}
