@@ -66,6 +66,7 @@ fn main() -> Result<()> {
         alpha: 32.,
         dropout: 0.05,
         target_modules: vec!["all-linear".into()],
+        ..LoraConfig::default()
     };
     let bytes = model.bytes();
     let adapters =

@@ -3,6 +3,7 @@ use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
+use downhill::lora::TaskType;
 use downhill::models::{self, LoadOptions};
 use downhill::train::ComputeDtype;
 use downhill::{device, lora};
@@ -73,6 +74,13 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     };
     let mut model = models::load(&g.model, &options, &mut |_, _| ())?;
     if let Some(dir) = &g.adapter {
+        if lora::read_config(dir)?.task_type == TaskType::SeqCls {
+            bail!(
+                "--adapter: {} scores whole texts and writes none; use downhill \
+                 evaluate with its --task",
+                dir.display()
+            );
+        }
         lora::load_adapter(dir, model.linears_mut(), device)?;
     }
     let prompt = match g.chat {

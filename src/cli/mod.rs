@@ -2,6 +2,7 @@
 //! stdout, all else to stderr.
 //!
 //! A file per subcommand: its flags as a struct with `run`.
+mod evaluate;
 mod finetune;
 mod generate;
 
@@ -24,6 +25,9 @@ enum Command {
     /// Train LoRA adapters on rows of text
     #[command(args_override_self = true)]
     Finetune(Box<finetune::Finetune>),
+    /// Measure loss and metric on held-out rows
+    #[command(args_override_self = true)]
+    Evaluate(evaluate::Evaluate),
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(generate::Generate),
@@ -37,6 +41,7 @@ pub fn run() -> Result<ExitCode> {
     };
     match cli.command {
         Command::Finetune(c) => c.run(),
+        Command::Evaluate(c) => c.run(),
         Command::Generate(c) => c.run(),
     }
 }

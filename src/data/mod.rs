@@ -8,6 +8,7 @@ mod batch;
 mod chat;
 mod dataset;
 mod encode;
+mod labelled;
 mod rows;
 mod special;
 mod table;
@@ -17,6 +18,7 @@ pub use batch::{Batch, order};
 pub use chat::Message;
 pub use dataset::{Dataset, Summary};
 pub use encode::{Encoder, Features, Scale};
+pub use labelled::{Labelled, LabelledRow, Labels};
 pub use table::{Column, Table};
 pub use tokenizer::{TextStream, Tokenizer};
 

@@ -1,11 +1,13 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
-use super::{Log, OptimizerType, Settings, Switch, state};
+use super::{
+    Evaluation, Head, Log, Rows, Settings, Switch, Task, saved_labels, state,
+};
 use crate::checkpoint::atomic;
-use crate::data::{Dataset, Tokenizer};
-use crate::lora::{self, LoraConfig};
+use crate::data::{Labels, Tokenizer};
+use crate::lora::{self, LoraConfig, TaskType};
 use crate::models::{self, Decoder, LoadOptions};
-use crate::optim::{Adam, AdamW, Driver, Optimizer, Param, Sgd};
+use crate::optim::{Optimizer, Param};
 use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
 use crate::{Error, Result, device};
@@ -18,6 +20,8 @@ pub struct Run {
     pub settings: Settings,
     /// The base model with its adapters.
     pub model: Decoder,
+    /// Scores for whole rows, where the task is not to continue text.
+    pub head: Option<Head>,
     /// The adapters' settings: the flags', or the initial adapter's.
     pub lora: LoraConfig,
     /// Owns the adapters' tensors and what is remembered of them.
@@ -25,9 +29,9 @@ pub struct Run {
     /// Learning rate by step.
     pub schedule: Box<dyn Schedule>,
     /// Rows to learn from.
-    pub train: Dataset,
+    pub train: Rows,
     /// Rows to measure on.
-    pub eval: Option<Dataset>,
+    pub eval: Option<Rows>,
     /// The model's tokenizer, if its folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// Steps taken.
@@ -38,6 +42,12 @@ pub struct Run {
     pub per_epoch: i64,
     /// What is told and kept of the run.
     pub log: Log,
+    /// What the eval file gave before the first step.
+    pub before: Value,
+    /// And after the last.
+    pub after: Option<Evaluation>,
+    /// By how much a forward pass made the memory of the process grow, at most.
+    pub grown: Option<usize>,
     pub(super) window: Window,
 }
 
@@ -45,12 +55,14 @@ pub struct Run {
 pub struct Base {
     /// The base model.
     pub model: Decoder,
+    /// Scores for whole rows, where the task is not to continue text.
+    pub head: Option<Head>,
     /// Its tokenizer, if its folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// Rows to learn from.
-    pub train: Dataset,
+    pub train: Rows,
     /// Rows to measure on.
-    pub eval: Option<Dataset>,
+    pub eval: Option<Rows>,
 }
 
 impl Base {
@@ -68,15 +80,19 @@ impl Base {
             true => Some(Tokenizer::from_dir(&settings.model)?),
             false => None,
         };
-        let mut read = |path: &Path| -> Result<Dataset> {
-            let longest = settings.max_length;
-            let data =
-                Dataset::load(path, tokenizer.as_ref(), longest, config.vocab_size)?;
-            say(&format!("{}: {}", path.display(), data.summary));
-            Ok(data)
+        let limits = (settings.max_length, config.vocab_size);
+        let mut read = |path: &Path, labels: Option<&Labels>| -> Result<Rows> {
+            let tokenizer = tokenizer.as_ref();
+            let rows = Rows::load(path, settings.task, tokenizer, limits, labels)?;
+            say(&format!("{}: {rows}", path.display()));
+            Ok(rows)
         };
-        let train = read(&settings.train_file)?;
-        let eval = settings.eval_file.as_deref().map(&mut read).transpose()?;
+        let train = read(&settings.train_file, earlier_labels(settings)?.as_ref())?;
+        let eval = settings.eval_file.as_deref();
+        let eval = eval.map(|path| read(path, train.labels())).transpose()?;
+        let head = train.labels().cloned().map(|labels| {
+            Head::random(labels, config.hidden_size, settings.seed, device)
+        });
         let options = LoadOptions {
             quantize: settings.load_in_4bit,
             double_quant: settings.bnb_4bit_use_double_quant,
@@ -96,7 +112,7 @@ impl Base {
             model.bytes() as f64 / 1024f64.powi(2),
             options.kind
         ));
-        Ok(Self { model, tokenizer, train, eval })
+        Ok(Self { model, head, tokenizer, train, eval })
     }
 }
 
@@ -126,21 +142,30 @@ impl Run {
         settings: Settings,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let Base { mut model, tokenizer, train, eval } = base;
+        let Base { mut model, head, tokenizer, train, eval } = base;
         let out = &settings.output_dir;
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
-        let linears = model.linears_mut();
-        let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref())
-        {
-            Some(dir) => lora::load_adapter(dir, linears, device)?,
-            None => {
-                let config = settings.lora();
-                let named = lora::attach(linears, &config, settings.seed, device)?;
-                (config, named)
+        let score = || head.iter().map(Head::named);
+        let parts = (model.linears_mut(), score().collect());
+        let (mut lora, mut adapters) =
+            match from.as_ref().or(settings.init_adapter.as_ref()) {
+                Some(dir) => lora::load_adapter(dir, parts, device)?,
+                None => {
+                    let config = settings.lora();
+                    let named = lora::attach(parts, &config, settings.seed, device)?;
+                    (config, named)
+                }
+            };
+        // An adapter of another task may be a start: the head is then new.
+        for (name, t) in score() {
+            lora.task_type = TaskType::SeqCls;
+            if !adapters.iter().any(|(n, _)| *n == name) {
+                adapters.push((name, t.set_requires_grad(true)));
+                lora.modules_to_save.push("score".into());
             }
-        };
-        let lora = LoraConfig { dropout: settings.lora_dropout, ..lora };
+        }
+        lora.dropout = settings.lora_dropout;
         for (_, linear) in model.linears_mut() {
             if let Some(adapter) = &mut linear.lora {
                 adapter.dropout = lora.dropout;
@@ -164,17 +189,13 @@ impl Run {
             "LoRA r = {}, alpha = {}: {} adapters, {trained} trained parameters",
             lora.r,
             lora.alpha,
-            adapters.len() / 2
+            adapters.iter().filter(|(n, _)| n.ends_with("lora_A.weight")).count()
         ));
         let params = Param::with_decay(adapters, |_, _| settings.weight_decay);
-        let mut optimizer: Box<dyn Optimizer> = match settings.optim {
-            OptimizerType::Adamw => Box::new(Driver::new(AdamW::default(), params)),
-            OptimizerType::Adam => Box::new(Driver::new(Adam::default(), params)),
-            OptimizerType::Sgd => Box::new(Driver::new(Sgd::default(), params)),
-        };
+        let mut optimizer = settings.optimizer(params);
 
         let per_epoch = state::steps_per_epoch(
-            train.examples.len(),
+            train.len(),
             settings.per_device_train_batch_size,
             settings.gradient_accumulation_steps,
         );
@@ -189,9 +210,10 @@ impl Run {
         let logging_dir = Some(settings.logging_dir.as_path());
         let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
         Ok(Self {
-            schedule: settings.schedule(total),
+            schedule: settings.schedule(total)?,
             settings,
             model,
+            head,
             lora,
             optimizer,
             train,
@@ -201,6 +223,9 @@ impl Run {
             total,
             per_epoch,
             log,
+            before: resumed.before,
+            after: None,
+            grown: None,
             window: resumed.window,
         })
     }
@@ -213,18 +238,29 @@ impl Run {
     pub(super) fn state(&self) -> Value {
         let steps = (self.step, self.total);
         let history = &self.log.history;
-        state::trainer_state(&self.settings, steps, self.epoch(), history)
+        let epoch = self.epoch();
+        let mut state = state::trainer_state(&self.settings, steps, epoch, history);
+        state["eval_before"] = self.before.clone();
+        if let Some(after) = &self.after {
+            state["eval_after"] = after.json();
+        }
+        state
     }
 
-    /// Writes adapter, `trainer_state.json` and the loss curve into the output folder.
+    /// The loss and the metrics on the eval file, if there is one.
+    pub fn evaluate(&self) -> Result<Option<Evaluation>> {
+        let size = self.settings.per_device_train_batch_size;
+        let run =
+            |rows| Evaluation::run(&self.model, self.head.as_ref(), rows, size);
+        self.eval.as_ref().map(run).transpose()
+    }
+
+    /// Writes adapter and `trainer_state.json` into the output folder.
     pub fn finish(&self) -> Result<()> {
         self.log.finish();
         let out = &self.settings.output_dir;
-        let base = self.settings.model.display().to_string();
-        let adapters = state::adapters(&*self.optimizer);
-        lora::save_adapter(out, &self.lora, &base, &adapters)?;
-        state::write_json(&out.join(state::STATE), &self.state())?;
-        self.curve()?.save(out.join("loss.svg"))
+        state::adapter(self, out)?;
+        state::write_json(&out.join(state::STATE), &self.state())
     }
 
     /// The losses by step.
@@ -233,14 +269,44 @@ impl Run {
             let point = |e: &Value| Some((e["step"].as_f64()?, e[key].as_f64()?));
             self.log.history.iter().filter_map(point).collect()
         };
-        let chart = Chart::new("Fine-tune", "step", "loss per token (nats)")
-            .line("training", series("loss"));
+        let unit = match self.settings.task {
+            Task::CausalLm => "loss per token (nats)",
+            Task::Classification => "loss per row (nats)",
+            Task::Regression => "squared error per row",
+        };
+        let chart =
+            Chart::new("Fine-tune", "step", unit).line("training", series("loss"));
         let eval = series("eval_loss");
         let chart = match eval.is_empty() {
             true => chart,
             false => chart.line("held out", eval.clone()).points("", eval),
         };
         chart.draw()
+    }
+}
+
+/// The labels of the adapter that this run goes on from, if any.
+fn earlier_labels(settings: &Settings) -> Result<Option<Labels>> {
+    let out = &settings.output_dir;
+    let from = match &settings.resume {
+        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
+        Some(dir) => Some(dir.clone()),
+        None => settings.init_adapter.clone(),
+    };
+    let labels = from.as_deref().map(saved_labels).transpose()?.flatten();
+    match (settings.task, &labels) {
+        (_, None) | (Task::Regression, Some(Labels::Numbers)) => Ok(labels),
+        (Task::Classification, Some(Labels::Classes(_))) => Ok(labels),
+        (task, Some(_)) => {
+            let dir = from.unwrap_or_default();
+            let what = format!(
+                "{}, but the adapter in {} is for another; a new run can begin \
+                 without it",
+                task.name(),
+                dir.display()
+            );
+            Err(Error::setting("--task", what))
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The settings of a run: names from transformers, PEFT and bitsandbytes, defaults
 //! from the classic recipe.
 use crate::lora::LoraConfig;
-use crate::schedule::{self, Schedule};
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
@@ -14,7 +13,7 @@ pub struct Settings {
     /// Checkpoint folder: config.json, model.safetensors (or shards), tokenizer.json
     #[arg(long)]
     pub model: PathBuf,
-    /// Rows to learn from (JSONL)
+    /// Rows to learn from: JSONL, or with labels also CSV
     #[arg(long)]
     pub train_file: PathBuf,
     /// Rows to measure the loss on
@@ -47,6 +46,9 @@ pub struct Settings {
     /// Course of the learning rate
     #[arg(long, value_enum, default_value_t = SchedulerType::Cosine)]
     pub lr_scheduler_type: SchedulerType,
+    /// More numbers for it, as JSON: num_cycles; lr_end, power; num_decay_steps
+    #[arg(long)]
+    pub lr_scheduler_kwargs: Option<String>,
     /// Share of the steps in which the learning rate rises
     #[arg(long, default_value_t = 0.03)]
     pub warmup_ratio: f64,
@@ -143,6 +145,17 @@ pub enum Task {
     Regression,
 }
 
+impl Task {
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "causal-lm",
+            Self::Classification => "classification",
+            Self::Regression => "regression",
+        }
+    }
+}
+
 /// Course of the learning rate; see [`crate::schedule`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -152,15 +165,22 @@ pub enum SchedulerType {
     Linear,
     Constant,
     ConstantWithWarmup,
+    CosineWithRestarts,
+    Polynomial,
+    InverseSqrt,
+    WarmupStableDecay,
 }
 
 /// Optimizer; see [`crate::optim`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum OptimizerType {
+    #[value(alias = "adamw_torch", alias = "adamw_torch_fused")]
     Adamw,
     Adam,
     Sgd,
+    Adagrad,
+    Rmsprop,
 }
 
 /// The 4-bit code.
@@ -212,9 +232,9 @@ impl Settings {
     /// Refuses values that cannot work, by flag.
     pub fn check(&self) -> Result<()> {
         let wrong = |flag: &str, what: String| Err(Error::setting(flag, what));
-        if self.task != Task::CausalLm {
-            let what = "only causal-lm in this version";
-            return wrong("--task", what.into());
+        if self.task != Task::CausalLm && self.predict_with_generate {
+            let what = "only with --task causal-lm: the others write no text";
+            return wrong("--predict-with-generate", what.into());
         }
         if self.packing {
             let what = "not in this version; rows of a batch are not padded, so that \
@@ -272,7 +292,7 @@ impl Settings {
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.) {
             return wrong("--lora-alpha", format!("{}; above 0", self.lora_alpha));
         }
-        Ok(())
+        self.schedule(100).map(drop)
     }
 
     /// The adapter's settings.
@@ -282,20 +302,7 @@ impl Settings {
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
             target_modules: self.target_modules.clone(),
-        }
-    }
-
-    /// The learning rate over `total` steps.
-    pub fn schedule(&self, total: i64) -> Box<dyn Schedule> {
-        let peak = self.learning_rate;
-        let warmup = (total as f64 * self.warmup_ratio).ceil() as i64;
-        match self.lr_scheduler_type {
-            SchedulerType::Cosine => Box::new(schedule::cosine(peak, warmup, total)),
-            SchedulerType::Linear => Box::new(schedule::linear(peak, warmup, total)),
-            SchedulerType::Constant => Box::new(schedule::constant(peak)),
-            SchedulerType::ConstantWithWarmup => {
-                Box::new(schedule::constant_with_warmup(peak, warmup))
-            }
+            ..LoraConfig::default()
         }
     }
 }

@@ -3,10 +3,10 @@
 //! `checkpoint-<step>/` holds the adapter, the optimizer's state and
 //! `trainer_state.json`. Dropout masks and row order are functions of seed, step and
 //! epoch, so no generator state is saved.
-use super::Settings;
 use super::fit::Window;
+use super::{Run, Settings};
 use crate::checkpoint::{atomic, read_safetensors, save_safetensors};
-use crate::lora::{self, LoraConfig};
+use crate::lora;
 use crate::optim::Optimizer;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -59,28 +59,27 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Writes `checkpoint-<step>` in the output folder, whole or not at all.
-pub(super) fn save(
-    settings: &Settings,
-    lora: &LoraConfig,
-    optimizer: &dyn Optimizer,
-    state: &Value,
-) -> Result<PathBuf> {
-    let step = state["global_step"].as_i64().unwrap_or(0);
-    let dir = settings.output_dir.join(format!("checkpoint-{step}"));
-    let base = settings.model.display().to_string();
+pub(super) fn save(run: &Run, state: &Value) -> Result<PathBuf> {
+    let dir = run.settings.output_dir.join(format!("checkpoint-{}", run.step));
     atomic::dir(&dir, |partial| {
-        lora::save_adapter(partial, lora, &base, &adapters(optimizer))?;
-        let tensors = optimizer.state();
+        adapter(run, partial)?;
+        let tensors = run.optimizer.state();
         save_safetensors(&partial.join(OPTIMIZER), &tensors, &[("format", "pt")])?;
         write_json(&partial.join(STATE), state)
     })?;
     Ok(dir)
 }
 
-/// The trained tensors by name.
-pub(super) fn adapters(optimizer: &dyn Optimizer) -> lora::Named {
+/// Writes what was trained into `dir`, and with a head what its scores mean.
+pub(super) fn adapter(run: &Run, dir: &Path) -> Result<()> {
     let named = |p: &crate::optim::Param| (p.name.clone(), p.tensor.shallow_clone());
-    optimizer.params().iter().map(named).collect()
+    let trained = run.optimizer.params().iter().map(named).collect();
+    let base = run.settings.model.display().to_string();
+    lora::save_adapter(dir, &run.lora, &base, &trained)?;
+    match &run.head {
+        Some(head) => head.save_config(dir, &run.settings.model),
+        None => Ok(()),
+    }
 }
 
 /// Where a resumed run goes on.
@@ -90,6 +89,8 @@ pub(super) struct Resumed {
     pub(super) step: i64,
     /// The log so far.
     pub(super) history: Vec<Value>,
+    /// What the eval file gave before the first step.
+    pub(super) before: Value,
     /// What was summed since its last entry.
     pub(super) window: Window,
 }
@@ -115,6 +116,7 @@ pub(super) fn restore(
     };
     let now = serde_json::to_value(settings).unwrap_or_default();
     for key in [
+        "task",
         "seed",
         "train_file",
         "per_device_train_batch_size",
@@ -123,6 +125,7 @@ pub(super) fn restore(
         "max_steps",
         "learning_rate",
         "lr_scheduler_type",
+        "lr_scheduler_kwargs",
         "warmup_ratio",
         "optim",
         "weight_decay",
@@ -156,5 +159,6 @@ pub(super) fn restore(
         steps: pending[1].as_i64().unwrap_or(0),
         tokens: pending[2].as_i64().unwrap_or(0),
     };
-    Ok(Resumed { step, history: history.clone(), window })
+    let before = state["eval_before"].clone();
+    Ok(Resumed { step, history: history.clone(), before, window })
 }

@@ -53,7 +53,7 @@ pub fn frozen(seed: u64) -> Decoder {
 
 pub fn lora(targets: &[&str], dropout: f64) -> LoraConfig {
     let target_modules = targets.iter().map(|t| t.to_string()).collect();
-    LoraConfig { r: 4, alpha: 8., dropout, target_modules }
+    LoraConfig { r: 4, alpha: 8., dropout, target_modules, ..LoraConfig::default() }
 }
 
 /// A frozen model with an adapter that changes something: B is not zero.

@@ -5,6 +5,7 @@
 mod adapters;
 mod checkpoints;
 mod flags;
+mod labels;
 mod rows;
 
 use crate::common::{config, lora, safetensors};

@@ -1,8 +1,9 @@
-//! No dequantized weight outlives its use. Measured as the peak of resident memory of
+//! No dequantized weight outlives its use, and no table of all scores is ever there.
+//! Measured as the peak of resident memory of
 //! a process of its own, which runs this very test with an environment variable set.
 #![cfg(target_os = "linux")]
 use crate::common::wave;
-use downhill::nn::{Adapter, Linear, Mode, Weight};
+use downhill::nn::{Adapter, Linear, Mode, Weight, cross_entropy};
 use downhill::quant::Nf4Tensor;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
@@ -76,10 +77,10 @@ fn measure(recorded: bool) {
 }
 
 /// (growth of the peak, bytes of the model) of a run in a process of its own.
-fn child(mode: &str) -> (usize, usize) {
-    let name = "memory::no_dequantized_weight_outlives_its_use";
+fn child(name: &str, mode: &str) -> (usize, usize) {
+    let name = format!("memory::{name}");
     let output = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .args([&name, "--exact", "--nocapture", "--test-threads=1"])
         .env(MODE, mode)
         // Freed blocks of any size go back to the system at once.
         .env("MALLOC_MMAP_THRESHOLD_", "65536")
@@ -99,7 +100,8 @@ fn no_dequantized_weight_outlives_its_use() {
         return measure(mode == "recorded");
     }
     let bound = |model: usize| model + 4 * WEIGHT;
-    let (growth, model) = child("ours");
+    let name = "no_dequantized_weight_outlives_its_use";
+    let (growth, model) = child(name, "ours");
     let mib = |n: usize| n as f64 / f64::from(1 << 20);
     println!("peak {:.1} MiB, model {:.1} MiB", mib(growth), mib(model));
     assert!(
@@ -109,7 +111,50 @@ fn no_dequantized_weight_outlives_its_use() {
         mib(model)
     );
     // The check can fail: recorded as a plain operation, every weight stays.
-    let (growth, model) = child("recorded");
+    let (growth, model) = child(name, "recorded");
     println!("recorded: peak {:.1} MiB", mib(growth));
     assert!(growth > bound(model) && growth > LAYERS * WEIGHT * 9 / 10);
+}
+
+const TOKENS: i64 = 2000;
+const VOCABULARY: i64 = 60_000;
+/// All scores in f32: what must never be in memory.
+const SCORES: usize = (TOKENS * VOCABULARY * 4) as usize;
+
+/// In the process of its own: the loss of all tokens with its gradients, prints the
+/// growth and the size of the head.
+fn measure_scores(ours: bool) {
+    tch::set_num_threads(1);
+    let h = wave(&[TOKENS, 16], Kind::Float).set_requires_grad(true);
+    let w = wave(&[VOCABULARY, 16], Kind::Float);
+    let targets = Tensor::arange(TOKENS, (Kind::Int64, Device::Cpu));
+    let before = status("VmRSS");
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let loss = match ours {
+        true => cross_entropy(&h, &w, &targets).unwrap(),
+        false => {
+            let (none, sum) = (None::<Tensor>, tch::Reduction::Sum);
+            let scores = h.linear(&w, None::<Tensor>);
+            scores.cross_entropy_loss(&targets, none, sum, -100, 0.)
+        }
+    };
+    loss.backward();
+    assert!(h.grad().defined());
+    let growth = status("VmHWM").saturating_sub(before);
+    println!("\ngrowth {growth} model {}", w.numel() * 4);
+}
+
+#[test]
+fn the_loss_never_holds_all_scores() {
+    if let Ok(mode) = std::env::var(MODE) {
+        return measure_scores(mode == "ours");
+    }
+    let name = "the_loss_never_holds_all_scores";
+    let mib = |n: usize| n >> 20;
+    let (ours, _) = child(name, "ours");
+    let (plain, _) = child(name, "plain");
+    println!("{} MiB, libtorch {} MiB of {}", mib(ours), mib(plain), mib(SCORES));
+    assert!(ours < SCORES / 2, "{} MiB", mib(ours));
+    // The check can fail.
+    assert!(plain > SCORES, "{} MiB", mib(plain));
 }

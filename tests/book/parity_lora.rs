@@ -82,6 +82,7 @@ fn one_layers_adapter_names_its_layer() {
         alpha: 4.,
         dropout: 0.,
         target_modules: vec!["layers.1.self_attn.q_proj".into()],
+        ..LoraConfig::default()
     };
     let named =
         attach(model.linears_mut(), &config, 1, Device::Cpu).expect("attached");

@@ -6,10 +6,14 @@
 //! Source: Hu et al. 2021, arXiv 2106.09685; initial values as in PEFT
 //! (`lora/layer.py`, Kaiming-uniform with a = √5). Adapters are f32 whatever the base
 //! computes in, as PEFT's `autocast_adapter_dtype`.
+mod parts;
+
+pub use parts::Parts;
 
 use crate::checkpoint::{atomic, read_safetensors, save_safetensors};
 use crate::nn::{Adapter, Linear, dropout::uniform};
 use crate::{Error, Result};
+use parts::whole;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -30,6 +34,32 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// Which linears: see [`LoraConfig::targets`].
     pub target_modules: Vec<String>,
+    /// Modules of the model that are trained whole and saved with the adapter.
+    pub modules_to_save: Vec<String>,
+    /// What the model is for.
+    pub task_type: TaskType,
+}
+
+/// What the model is for: PEFT's `task_type`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TaskType {
+    /// Continuing text.
+    CausalLm,
+    /// Scores for a whole text: classes, or a number.
+    SeqCls,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            alpha: 8.,
+            dropout: 0.,
+            target_modules: vec![],
+            modules_to_save: vec![],
+            task_type: TaskType::CausalLm,
+        }
+    }
 }
 
 impl LoraConfig {
@@ -63,19 +93,22 @@ impl LoraConfig {
     }
 }
 
-/// Adapter tensors by module path: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+/// Trained tensors by name: `model.layers.0.self_attn.q_proj.lora_A.weight`, or, of a
+/// module that is trained whole, that in the checkpoint.
 pub type Named = Vec<(String, Tensor)>;
 
-/// Puts a fresh, trainable adapter beside every linear that `config` targets.
+/// Puts a fresh, trainable adapter beside every linear that `config` targets, and makes
+/// `modules_to_save` trainable.
 ///
 /// # Errors
 /// A setting out of range; a pattern that matches no linear, with the names there are.
-pub fn attach(
-    linears: Vec<(String, &mut Linear)>,
+pub fn attach<'a>(
+    parts: impl Into<Parts<'a>>,
     config: &LoraConfig,
     seed: u64,
     device: Device,
 ) -> Result<Named> {
+    let Parts { linears, parameters } = parts.into();
     config.check()?;
     for target in config.target_modules.iter().filter(|t| *t != "all-linear") {
         let only =
@@ -110,6 +143,7 @@ pub fn attach(
             "empty: nothing would be trained",
         ));
     }
+    named.extend(whole(parameters, config));
     Ok(named)
 }
 
@@ -150,7 +184,7 @@ pub fn save_adapter(
     // that was not kept, each module in full.
     let given = &config.target_modules;
     let all = given.iter().any(|t| t == "all-linear");
-    let paths = adapters.iter().filter_map(|(n, _)| n.split(".lora_").next());
+    let paths = adapters.iter().filter_map(|(n, _)| Some(n.split_once(".lora_")?.0));
     let modules: BTreeSet<&str> = match (all, given.is_empty()) {
         (true, _) => paths.map(leaf).collect(),
         (false, true) => paths.collect(),
@@ -174,13 +208,19 @@ pub fn save_adapter(
         "lora_alpha": alpha,
         "lora_bias": false,
         "lora_dropout": config.dropout,
-        "modules_to_save": null,
+        "modules_to_save": match config.modules_to_save.is_empty() {
+            true => Value::Null,
+            false => json!(config.modules_to_save),
+        },
         "peft_type": "LORA",
         "r": config.r,
         "rank_pattern": {},
         "revision": null,
         "target_modules": modules,
-        "task_type": "CAUSAL_LM",
+        "task_type": match config.task_type {
+            TaskType::CausalLm => "CAUSAL_LM",
+            TaskType::SeqCls => "SEQ_CLS",
+        },
         "use_dora": false,
         "use_rslora": false,
     });
@@ -222,7 +262,6 @@ pub fn read_config(dir: &Path) -> Result<LoraConfig> {
         "fan_in_fan_out",
         "rank_pattern",
         "alpha_pattern",
-        "modules_to_save",
         "layer_replication",
         "target_parameters",
         "trainable_token_indices",
@@ -258,6 +297,16 @@ pub fn read_config(dir: &Path) -> Result<LoraConfig> {
         alpha: number("lora_alpha", 8.)?,
         dropout: number("lora_dropout", 0.)?,
         target_modules,
+        modules_to_save: match get("modules_to_save") {
+            Some(Value::Array(names)) => {
+                names.iter().filter_map(Value::as_str).map(str::to_string).collect()
+            }
+            _ => vec![],
+        },
+        task_type: match get("task_type").and_then(Value::as_str) {
+            Some("SEQ_CLS") => TaskType::SeqCls,
+            _ => TaskType::CausalLm,
+        },
     };
     config.check().map_err(|e| wrong(e.to_string()))?;
     Ok(config)
@@ -268,11 +317,12 @@ pub fn read_config(dir: &Path) -> Result<LoraConfig> {
 /// # Errors
 /// As [`read_config`]; a tensor that fits no linear of the model, a targeted linear
 /// without its pair, a rank or shape that disagrees.
-pub fn load_adapter(
+pub fn load_adapter<'a>(
     dir: &Path,
-    linears: Vec<(String, &mut Linear)>,
+    parts: impl Into<Parts<'a>>,
     device: Device,
 ) -> Result<(LoraConfig, Named)> {
+    let Parts { linears, parameters } = parts.into();
     let config = read_config(dir)?;
     let path = dir.join(WEIGHTS);
     let mut saved: HashMap<String, Tensor> = read_safetensors(&path)?;
@@ -306,12 +356,33 @@ pub fn load_adapter(
         put(linear, at(a), at(b), &config, place);
         remember(&mut named, &name, linear);
     }
+    let there =
+        |m: &String| parameters.iter().any(|(n, _)| *n == format!("{m}.weight"));
+    let strange = |m: &&String| *m != "classifier" && !there(m);
+    if let Some(m) = config.modules_to_save.iter().find(strange) {
+        let what =
+            format!("modules_to_save: `{m}`; only `score`, with a --task for it");
+        return Err(Error::file(dir.join(CONFIG), what));
+    }
+    for (name, mut t) in whole(parameters, &config) {
+        let key = format!("{PREFIX}{name}");
+        let Some(stored) = saved.remove(&key) else {
+            return Err(Error::tensor(&path, key, "missing"));
+        };
+        let (found, expected) = (stored.size(), t.size());
+        if found != expected {
+            let what = format!("shape {found:?}, expected {expected:?}");
+            return Err(Error::tensor(&path, key, what));
+        }
+        tch::no_grad(|| t.f_copy_(&stored))?;
+        named.push((name, t));
+    }
     let mut unused: Vec<_> = saved.into_keys().collect();
     unused.sort();
     match unused.into_iter().next() {
         Some(key) => {
-            let what = "fits no linear layer of this model; is it the adapter of \
-                        another base?";
+            let what = "fits no linear layer of this model, and no module of \
+                        modules_to_save; is it the adapter of another base?";
             Err(Error::tensor(&path, key, what))
         }
         None if named.is_empty() => {
