@@ -1,7 +1,7 @@
 //! Chapter 2, momentum: `cargo run --example ch02_momentum`. With `--out DIR` it writes
 //! the page's figures and numbers; `--quick` does less of everything.
 use downhill::lab::{
-    Make, Report, Run, Spread, Text, descend, draw_spread, grid, train_all,
+    Make, Report, Run, Spread, Text, descend, draw_spread, grid, slope, train_all,
 };
 use downhill::nn::dropout::normal;
 use downhill::optim::{Driver, Hyper, Rule, Sgd};
@@ -82,16 +82,6 @@ fn steps_needed(path: &[[f64; 2]]) -> usize {
         .map_or(0, |i| i + 1)
 }
 
-/// The slope of log y over log x.
-fn slope(points: &[(f64, f64)]) -> f64 {
-    let n = points.len() as f64;
-    let mean = |f: fn(&(f64, f64)) -> f64| points.iter().map(f).sum::<f64>() / n;
-    let (x, y) = (mean(|p| p.0.ln()), mean(|p| p.1.ln()));
-    let over = |p: &(f64, f64)| (p.0.ln() - x) * (p.1.ln() - y);
-    let under = |p: &(f64, f64)| (p.0.ln() - x).powi(2);
-    points.iter().map(over).sum::<f64>() / points.iter().map(under).sum::<f64>()
-}
-
 /// How far apart two paths are at step t.
 fn apart(paths: &[Vec<[f64; 2]>; 2], t: usize) -> f64 {
     let [a, b] = [0, 1].map(|i| paths[i][t]);
@@ -153,16 +143,21 @@ fn main() -> anyhow::Result<()> {
     );
     for kappa in kappas {
         let (k, limit) = (kappa.sqrt(), (12. * kappa) as i64 + 200);
-        let beta = (k - 1.) / (k + 1.);
+        let n = (3. * kappa + 1.).sqrt();
         let paths = [
             down(sgd(0., false), kappa, constant(2. / (1. + kappa)), limit),
             down(
-                sgd(beta * beta, false),
+                sgd(((k - 1.) / (k + 1.)).powi(2), false),
                 kappa,
                 constant(4. / (k + 1.).powi(2)),
                 limit,
             ),
-            down(sgd(beta, true), kappa, constant(1. / kappa), limit),
+            down(
+                sgd((n - 2.) / (n + 2.), true),
+                kappa,
+                constant(4. / (n * n)),
+                limit,
+            ),
         ];
         let steps = paths.map(|p| steps_needed(&p));
         println!("  {kappa:5} {:6} {:6} {:6}", steps[0], steps[1], steps[2]);
@@ -175,7 +170,8 @@ fn main() -> anyhow::Result<()> {
     }
     let mut chart = Chart::new("Steps to a millionth", "condition number", "steps")
         .log_x()
-        .log_y();
+        .log_y()
+        .y_range(10., 1e5); // room for the legend
     for (i, name) in ["plain", "heavy ball", "Nesterov"].into_iter().enumerate() {
         let found = slope(&needed[i]);
         println!("  {name}: the power is {found:.2}");
@@ -185,6 +181,9 @@ fn main() -> anyhow::Result<()> {
         assert!((found - expected).abs() < 0.1);
         chart = chart.line(name, needed[i].clone()).points("", needed[i].clone());
     }
+    let longer: f64 = needed[2][4].1 / needed[1][4].1;
+    println!("  at the largest Nesterov needs {longer:.2} times the heavy ball's");
+    report.number("kappa.longer", longer);
     let figure = chart.draw()?;
     report.figure("", &figure)?;
     // NOTEBOOK: figure
@@ -203,6 +202,7 @@ fn main() -> anyhow::Result<()> {
         let all =
             [("mu", mu), ("steps", settled(&path) as f64), ("turns", turns as f64)];
         report.numbers(&key, all);
+        assert!((turns > 0) == (name == "under"), "{mu} turns {turns} times");
         let line = path[..250].iter().enumerate().map(|(t, x)| (t as f64, *x));
         chart = chart.line(&format!("{mu:.2}, {name}"), line.collect());
     }
@@ -217,6 +217,7 @@ fn main() -> anyhow::Result<()> {
     let fastest: f64 =
         times.iter().min_by_key(|(steps, _)| *steps).map_or(0., |t| t.1);
     println!("  fastest {fastest:.3}, critical {critical:.3}");
+    assert!(fastest >= critical && fastest < critical + 0.05);
     report.number("damping.fastest", fastest);
     // CELL: On a Transformer
     let text: Text = Text::alice()?;
@@ -258,7 +259,9 @@ fn main() -> anyhow::Result<()> {
     println!("  momentum 0.99 at the rate of 0.9: {:.2}", unchanged[3]);
     report.spread("text.unchanged", unchanged[3]);
     report.number("text.steps", steps as f64);
-    assert!(quick || best[2].0.high < best[0].0.low); // Nesterov and plain SGD
+    // Nesterov is better than plain SGD, 0.99 worse than either.
+    assert!(quick || best[2].0.high < best[0].0.low);
+    assert!(quick || best[3].0.low > best[0].0.high);
     report.tolerance("text", Some(0.05));
     let figure = chart.draw()?;
     report.figure("text", &figure)?;
@@ -290,6 +293,9 @@ fn main() -> anyhow::Result<()> {
         println!("  {name:10} ends {:.3} {:.3} {:.3}", last[0], last[1], last[2]);
         let key = name.replace(' ', "_");
         let all = [("a", last[0]), ("b", last[1]), ("c", last[2])];
+        // The heavy ball is where it was three steps before, and not at the bottom.
+        let again = (path[2997][0] - last[2]).abs() < 1e-6;
+        assert!(again && (last[2].abs() > 0.1) == (name == "heavy ball"), "{name}");
         report.numbers(&format!("cycle.{key}"), all);
         let line = path[..40].iter().enumerate().map(|(t, x)| (t as f64, x[0]));
         chart = chart.line(name, line.collect());
@@ -302,6 +308,7 @@ fn main() -> anyhow::Result<()> {
     println!(
         "noise: mean of x^2 at the same rate / (1 - momentum), at the same rate"
     );
+    let mut floors: Vec<[Spread; 2]> = vec![];
     for mu in [0., 0.5, 0.9, 0.99] {
         let effective =
             Spread::of(seeds.clone().map(|s| floor(mu, 0.1 * (1. - mu), s)));
@@ -310,6 +317,12 @@ fn main() -> anyhow::Result<()> {
         let key = format!("floor.m{}", (100. * mu) as i64);
         report.spread(&format!("{key}.effective"), effective);
         report.spread(&format!("{key}.same"), same);
+        floors.push([effective, same]);
+        let [without, now] = [floors[0][1], same].map(|s| s.median);
+        let more = now / without * (1. - mu);
+        assert!(quick || (more - 1.).abs() < 0.15, "{mu}: {now}");
+        let [without, now] = [floors[0][0], effective].map(|s| s.median);
+        assert!(quick || (now / without - 1.).abs() < 0.15, "{mu}: {now}");
     }
     report.finish()?;
     Ok(())

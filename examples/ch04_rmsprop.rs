@@ -4,11 +4,11 @@ use downhill::lab::{
     Make, Report, Run, Spread, Text, descend, draw_spread, grid, parallel, train_all,
 };
 use downhill::nn::dropout::normal;
-use downhill::optim::{Adagrad, Adam, Driver, RmsProp};
+use downhill::optim::{Adagrad, Adam, Driver, Hyper, RmsProp, Rule};
 use downhill::plot::{Chart, panels};
 use downhill::schedule::constant;
 use std::ops::Range;
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 // NOTEBOOK: skip
 #[derive(clap::Parser)]
@@ -82,6 +82,31 @@ fn best(make: Make, seeds: Range<u64>) -> downhill::Result<(f64, Spread)> {
     Ok((rates[best], all[best]))
 }
 
+/// Steps down `½ x²` from 1 with a rate of 0.01, and where it falls to zero: mean of
+/// |x| over the last hundred of two thousand.
+fn shaking(make: Make, falls: bool) -> f64 {
+    let lr = |t: i64| 0.01 * if falls { 1. - t as f64 / 2000. } else { 1. };
+    let path = descend(make, &[1.], lr, 2000, |x, _| (x * x).sum(Kind::Double) / 2.);
+    path[1901..].iter().map(|x| x[0].abs()).sum::<f64>() / 100.
+}
+
+/// The centered form in f32 under fifty gradients that never change: how many weights
+/// are no number after 4,000 steps, and when the first was lost.
+fn lost() -> (i64, i64) {
+    let rule = RmsProp { centered: true, ..RmsProp::default() };
+    let g = Tensor::linspace(0.04, 2., 50, (Kind::Float, Device::Cpu));
+    let mut theta = g.zeros_like();
+    let mut slots = rule.init(&theta);
+    let (mut count, mut first) = (0, 0);
+    for t in 1..=4000 {
+        let h = Hyper { t, lr: 1e-3, wd: 0. };
+        rule.update(&mut theta, &g, slots.each_mut(), h);
+        count = theta.isnan().sum(Kind::Int64).int64_value(&[]);
+        first = if count > 0 && first == 0 { i64::from(t) } else { first };
+    }
+    (count, first)
+}
+
 fn main() -> anyhow::Result<()> {
     let Args { out, seed, quick } = clap::Parser::parse();
     // NOTEBOOK: let out: Option<std::path::PathBuf> = None;
@@ -139,7 +164,7 @@ fn main() -> anyhow::Result<()> {
     }
     let text = Text::alice()?;
     let steps: i64 = if quick { 30 } else { 50 };
-    let rates: Vec<f64> = grid(1e-3, 10f64.sqrt(), 3);
+    let rates: Vec<f64> = grid(1e-4, 10f64.sqrt(), 5);
     let mut jobs: Vec<(Make, f64)> = vec![];
     for (_, make) in ALPHAS {
         jobs.extend(rates.iter().map(|lr| (make, *lr)));
@@ -148,8 +173,9 @@ fn main() -> anyhow::Result<()> {
     let losses: Vec<Spread> = runs.iter().map(|r| Run::held_out(r)).collect();
     let mut chart = Chart::new("By alpha", "learning rate", "held-out loss (nats)");
     println!(
-        "held-out loss of the Transformer after {steps} steps, best of three rates"
+        "held-out loss of the Transformer after {steps} steps, best of five rates"
     );
+    let mut found: Vec<(Spread, f64)> = vec![];
     for ((name, _), losses) in ALPHAS.iter().zip(losses.chunks(rates.len())) {
         let best = Spread::best(losses);
         println!("  {name:6} {:.3} at rate {:.4}", losses[best], rates[best]);
@@ -159,7 +185,13 @@ fn main() -> anyhow::Result<()> {
         let points: Vec<(f64, Spread)> =
             rates.iter().copied().zip(losses.iter().copied()).collect();
         chart = draw_spread(chart, name, &points, 1.);
+        found.push((losses[best], rates[best]));
     }
+    // From 0.9 on the ranges overlap, and the best rate falls.
+    let rest = &found[1..];
+    let lowest = rest.iter().map(|f| f.0.high).fold(f64::INFINITY, f64::min);
+    assert!(quick || rest.iter().all(|f| f.0.low < lowest), "{found:?}");
+    assert!(quick || rest.is_sorted_by(|a, b| a.1 > b.1), "{found:?}");
     report.number("alpha.steps", steps as f64);
     report.tolerance("alpha", Some(0.1));
     let figure = chart.log_x().y_range(2.5, 3.7).draw()?;
@@ -226,6 +258,27 @@ fn main() -> anyhow::Result<()> {
         let sizes = (1..=3000).map(|t| (t as f64, size(t)));
         chart = chart.line(name, sizes.collect());
     }
+    // The step in units of the rate once the mean has settled, so that v = g².
+    println!("settled step at gradients of 1e-3, 1e-5, 1e-7; epsilon 1e-10:");
+    for (key, inside) in [("outside", false), ("inside", true)] {
+        let step = |g: f64| match inside {
+            true => g / (g * g + 1e-10).sqrt(),
+            false => g / ((g * g).sqrt() + 1e-10),
+        };
+        let all = [("at3", step(1e-3)), ("at5", step(1e-5)), ("at7", step(1e-7))];
+        println!("  {key:8} {:.4} {:.4} {:.4}", all[0].1, all[1].1, all[2].1);
+        report.numbers(&format!("eps.{key}"), all);
+    }
+    let rms = [shaking(RMSPROP, false), shaking(RMSPROP, true)];
+    println!("|x| at the end: {:.4}, if the rate falls {:.0e}", rms[0], rms[1]);
+    report.numbers("shaking", [("rmsprop", rms[0]), ("falls", rms[1])]);
+    report.tolerance("shaking", Some(0.1));
+    report.tolerance("shaking.falls", None);
+    assert!(rms[0] > 1e-3 && rms[1] < rms[0] / 5.);
+    let (count, first): (i64, i64) = lost();
+    println!("centered, f32: {count} of 50 weights lost, the first at step {first}");
+    report.numbers("lost", [("count", count as f64), ("first", first as f64)]);
+    assert!(count > 0);
     let figure = chart.log_x().log_y().draw()?;
     report.figure("first", &figure)?;
     // NOTEBOOK: figure

@@ -329,6 +329,11 @@ fn main() -> anyhow::Result<()> {
         chart = draw_spread(chart, name, &line, 1.);
     }
     report.tolerance("by", Some(0.1));
+    // Momentum: best at 1, worst at 0.1. Adam: no threshold apart from another.
+    let heavy: Vec<Spread> = runs[..5].iter().map(|r| held_out(r)).collect();
+    let adam: Vec<Spread> = runs[7..12].iter().map(|r| held_out(r)).collect();
+    assert!(quick || Spread::best(&heavy) == 2 && heavy[4].low > heavy[0].high);
+    assert!(quick || adam.iter().all(|a| a.low <= adam[0].high));
     let figure = chart.log_x().draw()?;
     report.figure("by", &figure)?;
     report.finish()?;

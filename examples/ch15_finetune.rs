@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use downhill::data::{Batch, Dataset, Tokenizer, order};
-use downhill::lora::{self, LoraConfig};
+use downhill::lora::{self, LoraConfig, Modules};
 use downhill::models::{self, LoadOptions};
 use downhill::nn::Mode;
 use downhill::optim::{
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         r: 16,
         alpha: 32.,
         dropout: 0.05,
-        target_modules: vec!["all-linear".into()],
+        target_modules: Modules::AllLinear,
         ..LoraConfig::default()
     };
     let bytes = model.bytes();

@@ -69,8 +69,10 @@ pub fn polynomial(
     end: f64,
 ) -> impl Schedule {
     move |t| {
-        let left = 1. - progress(t, warmup, total).min(1.);
-        let fall = || end + (peak - end) * left.powf(power);
+        // As in transformers, the end beyond `total` even where the warmup is longer.
+        let over = t > total;
+        let p = if over { 1. } else { progress(t, warmup, total).min(1.) };
+        let fall = || end + (peak - end) * (1. - p).powf(power);
         rise(t, warmup).map_or_else(fall, |r| peak * r)
     }
 }
@@ -249,9 +251,9 @@ pub fn cosine_to(from: f64, to: f64, steps: i64) -> Phase {
     Phase::new(steps, move |t| to + (from - to) * half_cosine(share(t, steps)))
 }
 
-/// How much of a phase is behind us, 0 to 1.
+/// How much of a phase is behind us, 0 to 1: all of it if it has no length.
 fn share(t: i64, steps: i64) -> f64 {
-    (t as f64 / steps.max(1) as f64).min(1.)
+    if steps < 1 { 1. } else { (t as f64 / steps as f64).min(1.) }
 }
 
 /// 1 at p = 0, 0 at p = 1: `½ (1 + cos π p)`.

@@ -51,8 +51,39 @@ impl MappedFile {
         Ok(self.info(name)?.shape.iter().map(|&n| n as i64).collect())
     }
 
-    /// A copy of one tensor, in the file's own kind. Its pages are given back, so that
-    /// resident memory does not grow with the file.
+    /// All that stands before the data.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.map[..self.data_start]
+    }
+
+    /// The names in the order in which the data lie.
+    pub(super) fn in_order(&self) -> Vec<String> {
+        let mut all: Vec<_> = self.header.tensors().into_iter().collect();
+        all.sort_by_key(|(_, info)| info.data_offsets);
+        all.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// One tensor's bytes.
+    pub(super) fn raw(&self, name: &str) -> Result<&[u8]> {
+        let (begin, end) = self.info(name)?.data_offsets;
+        Ok(&self.map[self.data_start + begin..self.data_start + end])
+    }
+
+    /// Gives the pages of a tensor back, so that resident memory does not grow with
+    /// the file.
+    pub(super) fn forget(&self, name: &str) -> Result<()> {
+        let (begin, end) = self.info(name)?.data_offsets;
+        // SAFETY: read-only and backed by the file, so the pages come back unchanged
+        // if touched again. A refusal costs memory, nothing else.
+        let _ = unsafe {
+            let advice = UncheckedAdvice::DontNeed;
+            let begin_at = self.data_start + begin;
+            self.map.unchecked_advise_range(advice, begin_at, end - begin)
+        };
+        Ok(())
+    }
+
+    /// A copy of one tensor, in the file's own kind; see [`MappedFile::forget`].
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.info(name)?;
         let kind = kind_of(info.dtype).ok_or_else(|| {
@@ -60,16 +91,9 @@ impl MappedFile {
             let what = format!("dtype {dtype:?}, which libtorch cannot hold");
             Error::tensor(&self.path, name, what)
         })?;
-        let (begin, end) = info.data_offsets;
-        let begin = self.data_start + begin;
-        let data = &self.map[begin..self.data_start + end];
+        let data = self.raw(name)?;
         let copy = Tensor::f_from_data_size(data, &self.shape(name)?, kind)?;
-        // SAFETY: read-only and backed by the file, so the pages come back unchanged
-        // if touched again. A refusal costs memory, nothing else.
-        let _ = unsafe {
-            let advice = UncheckedAdvice::DontNeed;
-            self.map.unchecked_advise_range(advice, begin, data.len())
-        };
+        self.forget(name)?;
         Ok(copy)
     }
 }

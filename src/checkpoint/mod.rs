@@ -6,9 +6,11 @@
 
 pub mod atomic;
 mod mmap;
+mod rewrite;
 mod shards;
 mod write;
 
+pub use rewrite::Hashes;
 pub use shards::Checkpoint;
 pub use write::{read_safetensors, save_safetensors};
 

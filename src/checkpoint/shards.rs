@@ -117,6 +117,10 @@ impl Checkpoint {
         Ok(Self { dir: dir.into(), files, place })
     }
 
+    pub(super) fn mapped(&self) -> &[MappedFile] {
+        &self.files
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir

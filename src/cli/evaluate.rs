@@ -1,7 +1,7 @@
 //! `downhill evaluate`: the loss and the metric of held-out rows.
 use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
-use downhill::data::{Labels, Tokenizer};
+use downhill::data::{Labels, RowEncoder, Tokenizer};
 use downhill::models::{self, LoadOptions};
 use downhill::train::{
     ComputeDtype, Evaluation, Head, Rows, Task, exact_match, predict, saved_labels,
@@ -66,13 +66,11 @@ impl Evaluate {
             true => Some(Tokenizer::from_dir(&self.model)?),
             false => None,
         };
-        let rows = Rows::load(
-            &self.eval_file,
-            self.task,
-            tokenizer.as_ref(),
-            (self.max_length, config.vocab_size),
-            labels.as_ref(),
-        )?;
+        let vocabulary = config.vocab_size;
+        let encoder =
+            RowEncoder::new(tokenizer.as_ref(), self.max_length, vocabulary);
+        let rows =
+            Rows::load(&self.eval_file, self.task, &encoder, labels.as_ref())?;
         eprintln!("{}: {rows}", self.eval_file.display());
         let options = LoadOptions {
             quantize: self.load_in_4bit,
@@ -84,8 +82,9 @@ impl Evaluate {
         let head = rows.labels().cloned();
         let head = head.map(|l| Head::random(l, config.hidden_size, 0, device));
         if let Some(dir) = &self.adapter {
-            let score = head.iter().map(Head::named).collect();
-            lora::load_adapter(dir, (model.linears_mut(), score), device)?;
+            let mut parameters = model.named_parameters();
+            parameters.extend(head.iter().map(Head::named));
+            lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
         }
         let size = self.per_device_eval_batch_size;
         let found = Evaluation::run(&model, head.as_ref(), &rows, size)?;

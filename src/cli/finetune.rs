@@ -90,9 +90,11 @@ fn answers(
     let (Some(tokenizer), Some(eval)) =
         (tokenizer, eval.as_ref().and_then(Rows::text))
     else {
-        bail!("--predict-with-generate needs --eval-file and a tokenizer.json");
+        bail!(
+            "--predict-with-generate needs --eval-file or --validation-split, and a tokenizer.json"
+        );
     };
-    let bar = indicatif::ProgressBar::new(eval.examples.len() as u64)
+    let bar = indicatif::ProgressBar::new(eval.len() as u64)
         .with_prefix("answering the held-out prompts");
     bar.set_style(indicatif::ProgressStyle::with_template(
         "{prefix} {bar:24} {pos}/{len}",

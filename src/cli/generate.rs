@@ -81,7 +81,8 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
                 dir.display()
             );
         }
-        lora::load_adapter(dir, model.linears_mut(), device)?;
+        let parameters = model.named_parameters();
+        lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
     }
     let prompt = match g.chat {
         true => chat_prompt(&tokenizer, &g.prompt, &g.model)?,

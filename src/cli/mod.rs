@@ -5,6 +5,8 @@
 mod evaluate;
 mod finetune;
 mod generate;
+mod merge;
+mod preview;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -28,9 +30,15 @@ enum Command {
     /// Measure loss and metric on held-out rows
     #[command(args_override_self = true)]
     Evaluate(evaluate::Evaluate),
+    /// Show rows as the model sees them, or list a file's bad rows
+    #[command(args_override_self = true)]
+    Preview(preview::Preview),
     /// Continue a prompt
     #[command(args_override_self = true)]
     Generate(generate::Generate),
+    /// Write a checkpoint with an adapter merged into its weights
+    #[command(args_override_self = true)]
+    Merge(merge::Merge),
 }
 
 pub fn run() -> Result<ExitCode> {
@@ -42,7 +50,9 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Finetune(c) => c.run(),
         Command::Evaluate(c) => c.run(),
+        Command::Preview(c) => c.run(),
         Command::Generate(c) => c.run(),
+        Command::Merge(c) => c.run(),
     }
 }
 

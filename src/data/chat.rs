@@ -4,7 +4,6 @@ use super::rows::RowResult;
 use crate::{Error, Result};
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
 use std::{
-    ops::Range,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -63,67 +62,31 @@ impl ChatTemplate {
     }
 
     /// The conversation as text; `answer` adds the words that ask for the next
-    /// assistant turn. The error is the template's own reason.
+    /// assistant turn, one with reasoning if `thinking` (where the template has the
+    /// choice, as V3.1's has). The error is the template's own reason.
     pub(super) fn render(
         &self,
         messages: &[Message],
         answer: bool,
+        thinking: bool,
     ) -> RowResult<String> {
         let turns = messages
             .iter()
             .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
             .collect::<Vec<Value>>();
         let template = self.0.get_template(NAME).map_err(|e| e.to_string())?;
-        template
-            .render(context! { messages => turns, add_generation_prompt => answer })
-            .map_err(|e| format!("the chat template refuses: {e}"))
-    }
-
-    /// The whole conversation as text, and where in it (in bytes) each assistant turn
-    /// stands: between what the model is shown when it is asked for that turn, and
-    /// the end of the turn.
-    pub(super) fn spans(
-        &self,
-        messages: &[Message],
-    ) -> RowResult<(String, Vec<Range<usize>>)> {
-        let whole = self.render(messages, false)?;
-        let mut spans = Vec::new();
-        for (i, message) in messages.iter().enumerate() {
-            let at = format!("`messages[{i}]` ({})", message.role);
-            if !whole.contains(message.content.trim()) {
-                return Err(format!(
-                    "{at}: the chat template drops or changes part of `content` (some \
-                     delete what stands before </think>); write this row as `prompt` \
-                     and `completion`, which no template touches"
-                ));
-            }
-            if message.role != "assistant" {
-                continue;
-            }
-            let asked = self.render(&messages[..i], true)?;
-            let answered = self.render(&messages[..=i], false)?;
-            if !answered.starts_with(&asked) {
-                return Err(format!(
-                    "{at}: the chat template asks for this turn with text that it does \
-                     not write in front of the turn itself (R1's ends with <think>), so \
-                     that training on it would teach another prompt; write this row as \
-                     `prompt` and `completion`, which no template touches"
-                ));
-            }
-            if !whole.starts_with(&answered) {
-                return Err(format!(
-                    "{at}: the chat template writes this turn differently once a later \
-                     one is there; keep only the last assistant turn of each row"
-                ));
-            }
-            spans.push(asked.len()..answered.len());
-        }
-        Ok((whole, spans))
+        let given = context! { messages => turns, add_generation_prompt => answer };
+        // Left undefined otherwise: a template may ask whether it is.
+        let given = match thinking {
+            true => context! { thinking => true, ..given },
+            false => given,
+        };
+        template.render(given).map_err(|e| format!("the chat template refuses: {e}"))
     }
 }
 
 /// Some templates mark the assistant's words by `{% generation %}`, a tag that only
-/// Transformers has. Here the words are found by [`ChatTemplate::spans`], and the tag
+/// Transformers has. Here the words are found by [`ChatTemplate::training_text`], and the tag
 /// becomes one that changes nothing.
 fn without_generation_tags(source: &str) -> String {
     let mut text = String::with_capacity(source.len());

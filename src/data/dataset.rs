@@ -1,14 +1,16 @@
-//! A file of rows, one JSON object per line, as token ids and labels.
+//! A file of rows as token ids and labels: held in memory, or read as they are taken.
 use super::{
-    Example, IGNORED, Tokenizer,
-    rows::{Row, RowResult},
+    Example, RowEncoder, Tokenizer, order,
+    row_encoder::Encoded,
+    rows::RowResult,
+    source::{Format, Record, Source},
+    stream::Stream,
+    summary::Summary,
 };
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
-    fmt,
-    fs::File,
-    io::{BufRead, BufReader},
+    borrow::Cow,
     path::{Path, PathBuf},
     thread,
 };
@@ -18,33 +20,23 @@ use std::{
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
-    /// Its rows in order, without the skipped ones.
+    /// Its rows in order, without the skipped ones; none if they are streamed.
     pub examples: Vec<Example>,
     /// What was read, cut and skipped.
     pub summary: Summary,
-}
-
-/// What became of a file's rows. `Display` says it in one line.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Rows in the file, blank lines not counted.
-    pub rows: usize,
-    /// Lines of the rows that were cut on the right to the length limit.
-    pub truncated: Vec<usize>,
-    /// Lines of the rows that were left out: no token to learn, or none within the
-    /// length limit.
-    pub skipped: Vec<usize>,
-    /// Tokens in the rows that are left.
-    pub tokens: usize,
-    /// Those of them that are learned.
-    pub supervised: usize,
+    stream: Option<Stream>,
 }
 
 /// Rows tokenized at a time: enough to share among threads, little to hold.
 const CHUNK: usize = 1024;
 
+/// Files of more bytes are streamed: tokenized, this much takes some 300 MB of memory
+/// and some seconds.
+const STREAM_ABOVE: u64 = 64 << 20;
+
 impl Dataset {
-    /// Reads and tokenizes a JSON Lines file. All its rows are of one kind:
+    /// Reads and tokenizes a file of JSON Lines, or of CSV with a header. All its rows
+    /// are of one kind:
     ///
     /// | row | learned |
     /// |---|---|
@@ -55,9 +47,10 @@ impl Dataset {
     ///
     /// Prompt and completion are tokenized apart, as they are when the model is asked:
     /// the mask is exact, and no token spans both. A conversation is written by the
-    /// checkpoint's chat template and tokenized whole. A row of more than `max_length`
-    /// tokens loses its end; one that then has no token to learn is skipped. The lines
-    /// of both are in the [`Summary`].
+    /// checkpoint's chat template, with the reasoning that templates of R1's kind drop,
+    /// and tokenized whole. A row of more than `max_length` tokens loses its end; one
+    /// that then has no token to learn is skipped. The lines of both are in the
+    /// [`Summary`].
     ///
     /// `tokenizer` may be `None` for a file of token ids. Ids must be below the model's
     /// `vocab_size`. The first bad row is an error with its line and field; so are a
@@ -68,204 +61,221 @@ impl Dataset {
         max_length: usize,
         vocab_size: i64,
     ) -> Result<Self> {
-        let path = path.as_ref();
-        if max_length < 2 {
-            let what =
-                format!("{max_length} leaves nothing to predict; use 2 or more");
-            return Err(Error::setting("--max-length", what));
-        }
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let mut lines =
-            Lines { path, file: BufReader::new(file), line: 0, bytes: 0 };
-        let bar = progress_bar(length, path);
-        let make = |line: usize, text: &str| -> RowResult<(&'static str, Example)> {
-            let row = Row::parse(text, vocab_size)?;
-            let kind = row.kind();
-            let example = tokenize(row, line, tokenizer)?;
-            in_vocabulary(&example, vocab_size)?;
-            Ok((kind, example))
-        };
+        Self::read(path, RowEncoder::new(tokenizer, max_length, vocab_size))
+    }
 
+    /// As [`Dataset::load`]. A file of more than 64 MiB is streamed.
+    pub fn read(path: impl AsRef<Path>, encoder: RowEncoder) -> Result<Self> {
+        let mut source = open(path.as_ref(), &encoder)?;
+        if source.length > STREAM_ABOVE {
+            return Self::streamed(source, encoder);
+        }
         let mut data = Self {
-            path: path.into(),
+            path: source.path.clone(),
             examples: Vec::new(),
             summary: Summary::default(),
+            stream: None,
         };
-        let mut first_kind = None;
-        loop {
-            let chunk = lines.take(CHUNK)?;
-            if chunk.is_empty() {
-                break;
+        let path = source.path.clone();
+        encode_all(&mut source, &encoder, usize::MAX, &mut |line, encoded| {
+            let encoded = encoded.map_err(|what| Error::row(&path, line, what))?;
+            data.summary.add(&encoded);
+            if encoded.example.supervised() > 0 {
+                data.examples.push(encoded.example);
             }
-            for ((line, _), made) in chunk.iter().zip(on_all_cores(&chunk, &make)) {
-                let (kind, example) =
-                    made.map_err(|what| Error::row(path, *line, what))?;
-                let (first_line, first) = *first_kind.get_or_insert((*line, kind));
-                if kind != first {
-                    return Err(Error::row(
-                        path,
-                        *line,
-                        format!(
-                            "found a row of {kind}, but line {first_line} has {first}; \
-                             expected one kind in a file: put the others in another"
-                        ),
-                    ));
-                }
-                data.add(example, max_length);
-            }
-            bar.set_position(lines.bytes);
-        }
-        bar.finish_and_clear();
-        if data.summary.rows == 0 {
+            Ok(())
+        })?;
+        data.not_empty(encoder.max_length)
+    }
+
+    /// As [`Dataset::load`], whatever the file's size: only where each row begins is
+    /// kept, and a row is read and tokenized when it is taken. So a file may be larger
+    /// than memory. The first 1024 rows are looked at now; what is wrong with a later
+    /// one is found when it is met.
+    pub fn stream(path: impl AsRef<Path>, encoder: RowEncoder) -> Result<Self> {
+        Self::streamed(open(path.as_ref(), &encoder)?, encoder)
+    }
+
+    fn streamed(mut source: Source, encoder: RowEncoder) -> Result<Self> {
+        let path = source.path.clone();
+        let mut summary = Summary::default();
+        encode_all(&mut source, &encoder, CHUNK, &mut |line, encoded| {
+            let encoded = encoded.map_err(|what| Error::row(&path, line, what))?;
+            summary.add(&encoded);
+            Ok(())
+        })?;
+        let max_length = encoder.max_length;
+        let stream = Stream::index(&path, encoder)?;
+        summary.streamed = stream.len();
+        let data = Self { path, examples: vec![], summary, stream: Some(stream) };
+        data.not_empty(max_length)
+    }
+
+    fn not_empty(self, max_length: usize) -> Result<Self> {
+        if self.summary.rows == 0 {
             let what = "empty; expected one JSON object per line";
-            return Err(Error::file(path, what));
+            return Err(Error::file(self.path, what));
         }
-        if data.examples.is_empty() {
+        let all_seen = self.stream.as_ref().is_none_or(|s| s.len() <= CHUNK);
+        if all_seen && self.summary.skipped.len() == self.summary.rows {
             let what = format!(
                 "no row has a token to learn: of {}, {} were cut to --max-length \
                  {max_length}; raise it, or check the labels",
-                data.summary.rows,
-                data.summary.truncated.len()
+                self.summary.rows,
+                self.summary.truncated.len()
             );
-            return Err(Error::file(path, what));
+            return Err(Error::file(self.path, what));
         }
-        Ok(data)
+        Ok(self)
     }
 
-    fn add(&mut self, mut example: Example, max_length: usize) {
-        self.summary.rows += 1;
-        if example.ids.len() > max_length {
-            example.ids.truncate(max_length);
-            example.labels.truncate(max_length);
-            self.summary.truncated.push(example.line);
+    /// Rows that can be taken.
+    pub fn len(&self) -> usize {
+        self.stream.as_ref().map_or(self.examples.len(), Stream::len)
+    }
+
+    /// Whether there is none: never so after reading.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The row `i`, counted from 0 in the file's order; `None` where a streamed row
+    /// turns out to have no token to learn.
+    ///
+    /// # Errors
+    /// A streamed row that is wrong, by line and field.
+    pub fn row(&self, i: usize) -> Result<Option<Cow<'_, Example>>> {
+        match &self.stream {
+            None => Ok(self.examples.get(i).map(Cow::Borrowed)),
+            Some(stream) => Ok(stream.row(i)?.map(Cow::Owned)),
         }
-        let supervised = example.supervised();
-        if supervised == 0 {
-            self.summary.skipped.push(example.line);
-            return;
+    }
+
+    /// Tokens of each row, 0 where none of them is learned. A streamed file is read and
+    /// tokenized for it from end to end, once.
+    ///
+    /// # Errors
+    /// As [`Dataset::row`].
+    pub fn lengths(&self) -> Result<Vec<u32>> {
+        match &self.stream {
+            None => Ok(self.examples.iter().map(|e| e.ids.len() as u32).collect()),
+            Some(stream) => stream.lengths(),
         }
-        self.summary.tokens += example.ids.len();
-        self.summary.supervised += supervised;
-        self.examples.push(example);
+    }
+
+    /// Lines of the rows that were taken, and had no token to learn.
+    pub fn skipped_late(&self) -> Vec<usize> {
+        self.stream.as_ref().map_or(vec![], Stream::skipped)
+    }
+
+    /// Takes `share` of the rows away, at least one, drawn by `seed`, for validation:
+    /// the rows to learn from, and those. Both keep the order of the file.
+    ///
+    /// # Errors
+    /// A share that leaves either without a row.
+    pub fn split(mut self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let n = self.len();
+        let held = (n as f64 * share).round().max(1.) as usize;
+        if !(share > 0. && share < 1.) || held >= n {
+            let what = format!(
+                "{share} of {n} rows leaves none to learn from or none to measure on; \
+                 a share such as 0.1, and more rows"
+            );
+            return Err(Error::setting("--validation-split", what));
+        }
+        let mut away = vec![false; n];
+        // An epoch that no run reaches: the draw is none of the shuffles.
+        for i in order(n, seed, u64::MAX, true).into_iter().take(held) {
+            away[i] = true;
+        }
+        let path = self.path.clone();
+        let stream = self.stream.as_mut().map(|s| s.take(&away));
+        let mut away = away.into_iter();
+        let all = std::mem::take(&mut self.examples);
+        let (examples, kept) =
+            all.into_iter().partition(|_| away.next().unwrap_or_default());
+        self.examples = kept;
+        let of = |data: &Self| match &data.stream {
+            None => Summary::of(&data.examples),
+            Some(s) => Summary { streamed: s.len(), ..data.summary.clone() },
+        };
+        let mut validation =
+            Self { path, examples, summary: self.summary.clone(), stream };
+        validation.summary = of(&validation);
+        self.summary = of(&self);
+        Ok((self, validation))
     }
 }
 
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let used = self.rows - self.skipped.len();
-        let (tokens, learned) = (self.tokens, self.supervised);
-        write!(
-            f,
-            "{used} of {} rows, {tokens} tokens, {learned} learned",
-            self.rows
-        )?;
-        for (what, lines) in [
-            ("cut to the length limit", &self.truncated),
-            ("skipped: no token to learn", &self.skipped),
-        ] {
-            if lines.is_empty() {
-                continue;
-            }
-            let first =
-                lines.iter().take(5).map(usize::to_string).collect::<Vec<_>>();
-            let more = if lines.len() > 5 { ", ..." } else { "" };
-            write!(f, "; {} {what} (line {}{more})", lines.len(), first.join(", "))?;
-        }
-        Ok(())
+pub(super) fn open(path: &Path, encoder: &RowEncoder) -> Result<Source> {
+    if encoder.max_length < 2 {
+        let what = format!(
+            "{} leaves nothing to predict; use 2 or more",
+            encoder.max_length
+        );
+        return Err(Error::setting("--max-length", what));
     }
+    Source::open(path)
 }
 
-/// Ids and labels of one row. The error names the field.
-fn tokenize(
-    row: Row,
+/// Encodes at most `n` rows, some on each core, and gives them to `on` in their order.
+/// A row of another kind than the first is an error like any other.
+pub(super) fn encode_all(
+    source: &mut Source,
+    encoder: &RowEncoder,
+    n: usize,
+    on: &mut dyn FnMut(usize, RowResult<Encoded>) -> Result<()>,
+) -> Result<()> {
+    let bar = progress_bar(source.length, &source.path);
+    let (mut first, mut done) = (None, 0);
+    while done < n {
+        let records = source.take(CHUNK.min(n - done))?;
+        if records.is_empty() {
+            break;
+        }
+        done += records.len();
+        for (record, encoded) in
+            records.iter().zip(on_all_cores(&records, &source.format, encoder))
+        {
+            on(record.line, of_one_kind(encoded, record.line, &mut first))?;
+        }
+        bar.set_position(source.at);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Refuses a row of another kind than the first, whose line and kind are in `first`.
+pub(super) fn of_one_kind(
+    encoded: RowResult<Encoded>,
     line: usize,
-    tokenizer: Option<&Tokenizer>,
-) -> RowResult<Example> {
-    let kind = row.kind();
-    if let Row::Ids { ids, labels } = row {
-        return Ok(Example { ids, labels, line });
-    }
-    let Some(tokenizer) = tokenizer else {
+    first: &mut Option<(usize, &'static str)>,
+) -> RowResult<Encoded> {
+    let encoded = encoded?;
+    let (first_line, kind) = *first.get_or_insert((line, encoded.kind));
+    if encoded.kind != kind {
         return Err(format!(
-            "{kind} needs a tokenizer, and the checkpoint has no tokenizer.json; add \
-             one, or write {{`input_ids`, `labels`}}"
+            "found a row of {}, but line {first_line} has {kind}; expected one kind in \
+             a file: put the others in another",
+            encoded.kind
         ));
-    };
-    let eos = tokenizer.eos_id();
-    let encode =
-        |text: &str, bos| tokenizer.encode(text, bos).map_err(|e| e.to_string());
-    let (ids, labels) = match row {
-        Row::Completion { prompt, completion } => {
-            let mut ids = encode(&prompt, true)?;
-            let mut labels = vec![IGNORED; ids.len()];
-            let completion = with_eos(encode(&completion, false)?, eos);
-            ids.extend(&completion);
-            labels.extend(completion);
-            (ids, labels)
-        }
-        Row::Text(text) => {
-            let ids = with_eos(encode(&text, true)?, eos);
-            (ids.clone(), ids)
-        }
-        Row::Messages(messages) => {
-            let Some(template) = tokenizer.template() else {
-                return Err(
-                    "`messages` needs a chat template, and the checkpoint has \
-                            none; add chat_template.jinja, or write {`prompt`, \
-                            `completion`}"
-                        .into(),
-                );
-            };
-            let (text, spans) = template.spans(&messages)?;
-            let (mut ids, offsets) =
-                tokenizer.encode_with_offsets(&text).map_err(|e| e.to_string())?;
-            let learned = |at: &std::ops::Range<usize>| {
-                spans.iter().any(|span| at.start < span.end && at.end > span.start)
-            };
-            let label = |(&id, at)| if learned(at) { id } else { IGNORED };
-            let mut labels = ids.iter().zip(&offsets).map(label).collect::<Vec<_>>();
-            let answered = messages.last().is_some_and(|m| m.role == "assistant");
-            if answered && !tokenizer.ends_with_stop(&text) {
-                ids.push(eos);
-                labels.push(eos);
-            }
-            (ids, labels)
-        }
-        Row::Ids { ids, labels } => (ids, labels),
-    };
-    Ok(Example { ids, labels, line })
-}
-
-fn with_eos(mut ids: Vec<i64>, eos: i64) -> Vec<i64> {
-    if ids.last() != Some(&eos) {
-        ids.push(eos);
     }
-    ids
+    Ok(encoded)
 }
 
-fn in_vocabulary(example: &Example, vocab_size: i64) -> RowResult<()> {
-    match example.ids.iter().find(|&&id| id >= vocab_size) {
-        None => Ok(()),
-        Some(id) => Err(format!(
-            "its token {id} is outside the model's vocabulary of {vocab_size}: this \
-             tokenizer belongs to another model"
-        )),
-    }
-}
-
-/// Calls `make` for each line, some lines on each core; results in the order of lines.
-fn on_all_cores<T: Send>(
-    lines: &[(usize, String)],
-    make: &(impl Fn(usize, &str) -> T + Sync),
-) -> Vec<T> {
+/// Rows in the order of records.
+pub(super) fn on_all_cores(
+    records: &[Record],
+    format: &Format,
+    encoder: &RowEncoder,
+) -> Vec<RowResult<Encoded>> {
     let cores = thread::available_parallelism().map_or(1, |n| n.get());
-    let share = lines.len().div_ceil(cores).max(32);
-    let work = |part: &[(usize, String)]| -> Vec<T> {
-        part.iter().map(|(line, text)| make(*line, text)).collect()
+    let share = records.len().div_ceil(cores).max(32);
+    let work = |part: &[Record]| -> Vec<RowResult<Encoded>> {
+        part.iter().map(|r| encoder.encode(format, r.line, &r.bytes)).collect()
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = lines
+        let workers: Vec<_> = records
             .chunks(share)
             .map(|part| scope.spawn(move || work(part)))
             .collect();
@@ -277,48 +287,8 @@ fn on_all_cores<T: Send>(
     })
 }
 
-/// The lines of a file with their numbers, blank ones left out.
-struct Lines<'a> {
-    path: &'a Path,
-    file: BufReader<File>,
-    line: usize,
-    bytes: u64,
-}
-
-impl Lines<'_> {
-    /// The next lines, at most `n`.
-    fn take(&mut self, n: usize) -> Result<Vec<(usize, String)>> {
-        let mut lines = Vec::new();
-        while lines.len() < n {
-            let mut bytes = Vec::new();
-            let read = self.file.read_until(b'\n', &mut bytes);
-            let read = read.map_err(|e| Error::io(self.path, e))?;
-            if read == 0 {
-                break;
-            }
-            self.line += 1;
-            self.bytes += read as u64;
-            let text = String::from_utf8(bytes).map_err(|e| {
-                let at = e.utf8_error().valid_up_to() + 1;
-                let what = format!("byte {at} is not UTF-8; save the file as UTF-8");
-                Error::row(self.path, self.line, what)
-            })?;
-            // Some editors begin a file with a byte order mark.
-            let text = if self.line == 1 {
-                text.trim_start_matches('\u{feff}')
-            } else {
-                &text
-            };
-            if !text.trim().is_empty() {
-                lines.push((self.line, text.trim().to_string()));
-            }
-        }
-        Ok(lines)
-    }
-}
-
 /// A bar over the file's bytes; indicatif hides it where stderr is not a terminal.
-fn progress_bar(length: u64, path: &Path) -> ProgressBar {
+pub(super) fn progress_bar(length: u64, path: &Path) -> ProgressBar {
     let bar = ProgressBar::new(length);
     let style = ProgressStyle::with_template("tokenizing {msg} {wide_bar} {eta:>4}");
     if let Ok(style) = style {

@@ -2,23 +2,35 @@
 //! that says which tokens are learned, batches, and the order of the rows.
 //!
 //! ```text
-//! file of rows -> Dataset (ids and labels per row) -> order(seed, epoch) -> Batch [N]
+//! file of rows -> Dataset (ids and labels per row) -> Plan (seed, epoch) -> Batch [N]
 //! ```
 mod batch;
 mod chat;
+mod check;
 mod dataset;
 mod encode;
 mod labelled;
+mod plan;
+mod row_encoder;
 mod rows;
+mod source;
 mod special;
+mod stream;
+mod summary;
 mod table;
 mod tokenizer;
+mod turns;
 
 pub use batch::{Batch, order};
 pub use chat::Message;
-pub use dataset::{Dataset, Summary};
+pub use check::{BadRow, Lengths, check};
+pub use dataset::Dataset;
 pub use encode::{Encoder, Features, Scale};
 pub use labelled::{Labelled, LabelledRow, Labels};
+pub use plan::{Grouping, Plan};
+pub use row_encoder::RowEncoder;
+pub use source::Records;
+pub use summary::Summary;
 pub use table::{Column, Table};
 pub use tokenizer::{TextStream, Tokenizer};
 

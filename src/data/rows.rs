@@ -1,4 +1,4 @@
-//! One line of a data file: which of the four kinds of row it is, and its fields.
+//! One row of a data file: which of the four kinds of row it is, and its fields.
 use super::{IGNORED, Message};
 use serde_json::{Map, Value};
 
@@ -40,20 +40,23 @@ impl Row {
         }
     }
 
-    /// Reads one line. Token ids must be below `vocab_size`. The error names the field.
-    pub(super) fn parse(line: &str, vocab_size: i64) -> RowResult<Self> {
-        let fields = object(line)?;
+    /// Checks a row's fields. Token ids must be below `vocab_size`. The error names the
+    /// field.
+    pub(super) fn new(
+        fields: &Map<String, Value>,
+        vocab_size: i64,
+    ) -> RowResult<Self> {
         // A row is of the kind with which it shares a field.
         let kind = KINDS.iter().find(|(required, _)| {
             required.iter().any(|field| fields.contains_key(*field))
         });
         let Some((required, optional)) = kind else {
-            return Err(format!("found {}; expected {EXPECTED}", names(&fields)));
+            return Err(format!("found {}; expected {EXPECTED}", names(fields)));
         };
         if let Some(field) =
             required.iter().find(|field| !fields.contains_key(**field))
         {
-            let found = names(&fields);
+            let found = names(fields);
             return Err(format!("field `{field}` is missing; found {found}"));
         }
         let known = |field: &&String| {
@@ -73,12 +76,13 @@ impl Row {
             }),
             "messages" => messages(&fields["messages"]).map(Self::Messages),
             "text" => filled(&fields["text"], "text").map(Self::Text),
-            _ => tokenized(&fields, vocab_size),
+            _ => tokenized(fields, vocab_size),
         }
     }
 }
 
-fn object(line: &str) -> RowResult<Map<String, Value>> {
+/// The fields of a line of JSON.
+pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
     match serde_json::from_str(line) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(other) => Err(format!(

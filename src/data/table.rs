@@ -11,7 +11,8 @@ pub struct Table {
     rows: usize,
 }
 
-/// One column; an empty cell, `NA`, `NaN`, `null` or `?` is missing.
+/// One column; an empty cell, `NA`, `N/A`, `#N/A`, `NaN`, `null`, `None` or `?`, in
+/// capitals or not, is missing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Column {
     /// NaN where missing.
@@ -25,9 +26,10 @@ impl Table {
     /// missing is a number, and if it is not named in `categories`.
     ///
     /// # Errors
-    /// What the operating system says; no row or no header; two columns of one name; a
-    /// row with another number of cells; a cell that is no finite number in a column of
-    /// numbers; a name in `categories` that no column has. Each names line and column.
+    /// What the operating system says; no row or no header; a column without a name, or
+    /// two of one; a row with another number of cells; a quotation mark that is never
+    /// closed; a cell that is no finite number in a column of numbers; a name in
+    /// `categories` that no column has. Each names line and column.
     pub fn read(path: impl AsRef<Path>, categories: &[&str]) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -46,6 +48,10 @@ impl Table {
             return Err(Error::file(path, "empty; a header and rows are needed"));
         }
         for (i, name) in names.iter().enumerate() {
+            if name.is_empty() {
+                let what = format!("column {} has no name; give it one", i + 1);
+                return Err(Error::row(path, 1, what + ", or delete the column"));
+            }
             if names[..i].contains(name) {
                 let what = format!("two columns are called `{name}`; rename one");
                 return Err(Error::row(path, 1, what));
@@ -57,9 +63,11 @@ impl Table {
             return Err(Error::file(path, no_column(name, &names)));
         }
         let mut cells: Vec<Vec<(Option<String>, usize)>> = vec![vec![]; names.len()];
+        let mut open = None;
         for record in reader.records() {
             let record = record.map_err(malformed)?;
             let line = record.position().map_or(0, |at| line(&bytes, at));
+            open = record.position().map(|at| (at.byte() as usize, line));
             if record.len() != names.len() {
                 let (found, wanted) = (record.len(), names.len());
                 let what = format!("{found} cells, but the header has {wanted}");
@@ -68,6 +76,13 @@ impl Table {
             for (column, cell) in cells.iter_mut().zip(&record) {
                 column.push((present(cell), line));
             }
+        }
+        // The last record swallows the rest of the file if a quote stays open in it.
+        let quotes = |at: usize| bytes[at..].iter().filter(|b| **b == b'"').count();
+        if let Some((_, line)) = open.filter(|(at, _)| quotes(*at) % 2 == 1) {
+            let what = "a quotation mark opens here and is never closed; close it, or \
+                        write it twice if it belongs to the text";
+            return Err(Error::row(path, line, what));
         }
         let rows = cells[0].len();
         if rows == 0 {
@@ -86,9 +101,9 @@ impl Table {
                     Ok(x) if f64::is_finite(x) => Ok(x),
                     _ => {
                         let what = format!(
-                            "column `{name}`: `{cell}` is no finite number, and the \
-                             cells above are; correct it, leave it empty, or read \
-                             the column as categories"
+                            "column `{name}` is one of numbers, and `{cell}` is no \
+                             finite one; correct it, leave it empty, or read the \
+                             column as categories"
                         );
                         Err(Error::row(path, line, what))
                     }
@@ -179,6 +194,7 @@ fn no_column(name: &str, names: &[String]) -> String {
 }
 
 fn present(cell: &str) -> Option<String> {
-    let missing = ["", "NA", "NaN", "nan", "null", "?"].contains(&cell);
+    let known = ["", "na", "n/a", "#n/a", "nan", "null", "none", "?"];
+    let missing = known.contains(&cell.to_ascii_lowercase().as_str());
     (!missing).then(|| cell.to_string())
 }

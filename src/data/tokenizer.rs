@@ -1,6 +1,7 @@
 //! A checkpoint's tokenizer: text to token ids and back.
 use super::{
     chat::{ChatTemplate, Message},
+    rows::RowResult,
     special::{Files, text_of},
 };
 use crate::{Error, Result};
@@ -9,6 +10,7 @@ use std::{
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use tokenizers::{AddedToken, Tokenizer as Engine};
 
@@ -19,15 +21,17 @@ use tokenizers::{AddedToken, Tokenizer as Engine};
 /// expect in front of a text, so the rule is read elsewhere: `add_bos_token` in
 /// `tokenizer_config.json` decides; where it is absent, the tokenizer classes of Llama
 /// put it, and for all others `tokenizer.json`'s post-processor decides. The EOS is
-/// put by [`Dataset`](super::Dataset), always, whatever `add_eos_token` says.
+/// put by [`Dataset`](super::Dataset), always, whatever `add_eos_token` says. A clone
+/// shares the tables.
+#[derive(Clone)]
 pub struct Tokenizer {
     path: PathBuf,
-    engine: Engine,
+    engine: Arc<Engine>,
     bos: Option<i64>,
     eos: i64,
     stop: Vec<i64>,
     add_bos: bool,
-    template: Option<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
     stop_texts: Vec<String>,
 }
 
@@ -102,38 +106,61 @@ impl Tokenizer {
         Ok(Self {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
             path,
-            engine,
+            engine: Arc::new(engine),
             bos,
             eos,
             stop,
             add_bos,
-            template,
+            template: template.map(Arc::new),
         })
     }
 
     /// The ids of `text`, with the BOS in front if `add_bos` and the checkpoint's rule
-    /// both ask for it. A text that begins with the BOS already, as a rendered chat
-    /// does, gets no second one.
+    /// both ask for it.
+    ///
+    /// # Errors
+    /// The text begins with the BOS already, as a rendered chat does: a second one is
+    /// a beginning that the model never saw. Encode such a text without.
     pub fn encode(&self, text: &str, add_bos: bool) -> Result<Vec<i64>> {
+        self.ids(text, add_bos).map_err(|what| Error::file(&self.path, what))
+    }
+
+    pub(super) fn ids(&self, text: &str, add_bos: bool) -> RowResult<Vec<i64>> {
         let encoding = self.engine.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| self.failed("encode", &*e))?;
+        let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
-        let first = encoding.get_ids().first().map(|&id| i64::from(id));
-        let bos =
-            self.bos.filter(|&bos| add_bos && self.add_bos && first != Some(bos));
-        Ok(bos.into_iter().chain(ids).collect())
+        let bos = self.bos.filter(|_| add_bos && self.add_bos);
+        let ids: Vec<i64> = bos.into_iter().chain(ids).collect();
+        self.begins_once(&ids)?;
+        Ok(ids)
     }
 
     /// The ids of `text` without a BOS, and which bytes of it each stands for.
-    pub(super) fn encode_with_offsets(
+    pub(super) fn ids_with_offsets(
         &self,
         text: &str,
-    ) -> Result<(Vec<i64>, Vec<Range<usize>>)> {
+    ) -> RowResult<(Vec<i64>, Vec<Range<usize>>)> {
         let encoding = self.engine.encode(text, false);
-        let encoding = encoding.map_err(|e| self.failed("encode", &*e))?;
+        let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         let offsets = encoding.get_offsets().iter().map(|&(from, to)| from..to);
         Ok((ids, offsets.collect()))
+    }
+
+    /// Refuses ids that begin with two BOS.
+    pub(super) fn begins_once(&self, ids: &[i64]) -> RowResult<()> {
+        match (self.bos, ids) {
+            (Some(bos), [first, second, ..]) if [bos; 2] == [*first, *second] => {
+                let token = text_of(&self.engine, bos).unwrap_or_default();
+                Err(format!(
+                    "begins with {token} twice, a beginning that no model has seen; \
+                     take it out of the text (where a checkpoint wants one, it is put \
+                     in front; a chat that a template has written is better given as \
+                     `messages`)"
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The text of `ids`. Special tokens leave nothing, and neither do ids that are
@@ -141,6 +168,13 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let ids = ids.iter().filter_map(|&id| u32::try_from(id).ok());
         let text = self.engine.decode(&ids.collect::<Vec<_>>(), true);
+        text.map_err(|e| self.failed("decode", &*e))
+    }
+
+    /// The text of `ids`, special tokens written out.
+    pub fn decode_all(&self, ids: &[i64]) -> Result<String> {
+        let ids = ids.iter().filter_map(|&id| u32::try_from(id).ok());
+        let text = self.engine.decode(&ids.collect::<Vec<_>>(), false);
         text.map_err(|e| self.failed("decode", &*e))
     }
 
@@ -159,12 +193,12 @@ impl Tokenizer {
     /// template writes its own.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Option<String>> {
         let Some(template) = &self.template else { return Ok(None) };
-        let text = template.render(messages, true);
+        let text = template.render(messages, true, false);
         text.map(Some).map_err(|what| Error::file(&self.path, what))
     }
 
     pub(super) fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.template.as_deref()
     }
 
     /// Whether `text` ends with an EOS token, or one and then white space.

@@ -2,13 +2,14 @@
 //! what makes a comparison fair. Every method gets the same learning rates, the same
 //! seeds and the same batches; results are medians with their range.
 
+pub mod cost;
 mod parallel;
 mod report;
 pub mod tables;
 mod text;
 mod words;
 
-pub use parallel::parallel;
+pub use parallel::{by_seed, parallel};
 pub use report::Report;
 pub use text::{Run, Text, train, train_all};
 pub use words::Words;
@@ -87,7 +88,7 @@ impl Valley {
         let start = self.point(-9., 1.);
         let goal = start[0].hypot(start[1]) / 100.;
         let mut best = (limit + 1, f64::NAN, vec![]);
-        for lr in grid(1e-3, 10f64.powf(0.25), 14) {
+        for lr in grid(1e-3, 10f64.powf(0.25), 15) {
             let steps = limit.min(2 * best.0) as i64; // enough to be told apart
             let path =
                 descend(make, &start, constant(lr), steps, |p, _| self.height(p));
@@ -115,6 +116,16 @@ pub fn grid(first: f64, factor: f64, count: usize) -> Vec<f64> {
     (0..count).map(|k| first * factor.powi(k as i32)).collect()
 }
 
+/// The slope of ln y over ln x, by least squares: the power with which y grows.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let n = points.len() as f64;
+    let mean = |f: fn(&(f64, f64)) -> f64| points.iter().map(f).sum::<f64>() / n;
+    let (x, y) = (mean(|p| p.0.ln()), mean(|p| p.1.ln()));
+    let over = |p: &(f64, f64)| (p.0.ln() - x) * (p.1.ln() - y);
+    let under = |p: &(f64, f64)| (p.0.ln() - x).powi(2);
+    points.iter().map(over).sum::<f64>() / points.iter().map(under).sum::<f64>()
+}
+
 /// Lowest, median and highest of some runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
@@ -136,6 +147,11 @@ impl std::fmt::Display for Spread {
 }
 
 impl Spread {
+    /// Whether some run of one is within the range of the other.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.low <= other.high && other.low <= self.high
+    }
+
     /// Which of these has the lowest median.
     pub fn best(all: &[Self]) -> usize {
         let order = |i: &usize, j: &usize| all[*i].median.total_cmp(&all[*j].median);

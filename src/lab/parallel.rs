@@ -1,6 +1,7 @@
 //! Many small runs, one per core at a time.
 use crate::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `work(0)` to `work(count - 1)`, each on one core, under a progress bar; the results
@@ -43,4 +44,21 @@ pub fn parallel<T: Send>(
     bar.finish_and_clear();
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// `work(job, seed)` for each of so many jobs and each seed, by [`parallel`]; the runs
+/// of a job come back together.
+///
+/// # Errors
+/// The first one, in the same order.
+pub fn by_seed<T: Send>(
+    jobs: usize,
+    seeds: Range<u64>,
+    work: impl Fn(usize, u64) -> Result<T> + Sync,
+) -> Result<Vec<Vec<T>>> {
+    let each = (seeds.end - seeds.start) as usize;
+    let all =
+        parallel(jobs * each, |i| work(i / each, seeds.start + (i % each) as u64))?;
+    let mut all = all.into_iter();
+    Ok((0..jobs).map(|_| all.by_ref().take(each).collect()).collect())
 }

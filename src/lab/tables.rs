@@ -69,6 +69,8 @@ pub struct Setting {
     pub augment: Augment,
     /// Epochs at most.
     pub epochs: usize,
+    /// Epochs without a lower validation loss after which it stops.
+    pub patience: usize,
 }
 
 /// What is done to the numbers of a batch.
@@ -193,7 +195,7 @@ pub fn score(task: &Task, y: &Tensor, expected: &Tensor) -> f64 {
 }
 
 /// The end of a run: scores at the epoch that was best on the validation rows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Done {
     /// Score on the validation rows.
     pub validation: f64,
@@ -207,6 +209,10 @@ pub struct Done {
     pub seconds: f64,
     /// Validation loss of the best epoch, which decides between settings.
     pub loss: f64,
+    /// Of each epoch: mean loss of its batches, and the validation loss after it.
+    pub losses: Vec<[f64; 2]>,
+    /// Score on the test rows after the last epoch.
+    pub last: f64,
 }
 
 /// The three parts of a task, by an encoder that has seen the first alone.
@@ -240,7 +246,7 @@ pub fn parts(task: &Task, scale: Scale, seed: u64) -> Result<(Encoder, [Rows; 3]
 }
 
 // ANCHOR: fit
-/// Trains until the validation loss has not fallen for five epochs.
+/// Trains until the validation loss has not fallen for `patience` epochs.
 ///
 /// # Errors
 /// As [`parts`]; what libtorch refuses.
@@ -260,33 +266,41 @@ pub fn fit(task: &Task, s: Setting, seed: u64) -> Result<Done> {
         ran: 0,
         seconds: 0.,
         loss: f64::INFINITY,
+        losses: vec![],
+        last: f64::NAN,
     };
+    let answers = |rows: &Rows| no_grad(|| model.forward(&rows.x, Mode::Eval));
     let (began, mut step) = (Instant::now(), 0);
     for epoch in 1..=s.epochs {
         let order = uniform(rows as usize, 1., seed, 100 + epoch as u32);
         let order = Tensor::from_slice(&order).argsort(0, false);
+        let mut learned = 0.;
         for batch in order.split(s.batch as i64, 0) {
             step += 1;
             let batch = augmented(learn.pick(&batch), s.augment, seed, step as u32);
             optimizer.zero_grad();
             let y = model.forward(&batch.x, Mode::Train { seed, step })?;
-            loss(task, &y, &batch.y).backward();
+            let loss = loss(task, &y, &batch.y);
+            loss.backward();
             optimizer.step(s.lr);
+            learned +=
+                loss.double_value(&[]) * batch.y.size()[0] as f64 / rows as f64;
         }
-        let seen = no_grad(|| model.forward(&validation.x, Mode::Eval))?;
+        let seen = answers(&validation)?;
         let now = loss(task, &seen, &validation.y).double_value(&[]);
+        best.losses.push([learned, now]);
         if now < best.loss {
-            let unseen = no_grad(|| model.forward(&test.x, Mode::Eval))?;
             best.loss = now;
             best.epochs = epoch;
             best.validation = score(task, &seen, &validation.y);
-            best.test = score(task, &unseen, &test.y);
+            best.test = score(task, &answers(&test)?, &test.y);
         }
         best.ran = epoch;
-        if epoch >= best.epochs + 5 {
+        if epoch >= best.epochs + s.patience {
             break;
         }
     }
+    best.last = score(task, &answers(&test)?, &test.y);
     best.seconds = began.elapsed().as_secs_f64();
     Ok(best)
 }
@@ -315,3 +329,35 @@ fn augmented(rows: Rows, how: Augment, seed: u64, step: u32) -> Rows {
     }
 }
 // ANCHOR_END: augmented
+
+// ANCHOR: ahead
+/// Test error of a linear model on `columns` columns of pure noise, of which it gets the
+/// `chosen` that go best with the answers: of all rows, if it looks ahead, or of the
+/// learned ones.
+///
+/// # Errors
+/// As [`parts`].
+pub fn on_noise(
+    task: &Task,
+    (columns, chosen): (i64, i64),
+    ahead: bool,
+    seed: u64,
+) -> Result<f64> {
+    let (_, [learn, validation, test]) = parts(task, Scale::Standard, seed)?;
+    let y = Tensor::cat(&[&learn.y, &validation.y, &test.y], 0);
+    let (n, learned) = (y.size()[0], learn.y.size()[0]);
+    let x = normal((n * columns) as usize, seed, 55);
+    let x = Tensor::from_slice(&x).view([n, columns]);
+    let seen = if ahead { n } else { learned };
+    let together = x.narrow(0, 0, seen).tr().mv(&y.narrow(0, 0, seen)).abs();
+    let (_, best) = together.topk(chosen, 0, true, true);
+    let x = x.index_select(1, &best);
+    // Least squares on the learned rows.
+    let a = x.narrow(0, 0, learned);
+    let (square, right) = (a.tr().matmul(&a), a.tr().matmul(&learn.y.unsqueeze(1)));
+    let w = Tensor::f_linalg_solve(&square, &right, true)?;
+    let rows = test.y.size()[0];
+    let answers = x.narrow(0, n - rows, rows).matmul(&w).squeeze_dim(1);
+    Ok(score(task, &answers, &test.y))
+}
+// ANCHOR_END: ahead

@@ -1,5 +1,5 @@
 //! A small Transformer that learns to spell, on a real book.
-use super::{Make, Spread, parallel};
+use super::{Make, Spread, by_seed};
 use crate::models::{Decoder, DecoderConfig};
 use crate::nn::dropout::{Rates, uniform};
 use crate::nn::{Mode, Rope, RopeScaling};
@@ -251,17 +251,10 @@ pub fn train_all<S: Schedule + Sync>(
     steps: i64,
     seeds: Range<u64>,
 ) -> Result<Vec<Vec<Run>>> {
-    let runs: Vec<(Make, &S, u64)> = jobs
-        .iter()
-        .flat_map(|(make, lr)| seeds.clone().map(move |seed| (*make, lr, seed)))
-        .collect();
-    let work = |i: usize| {
-        let (make, lr, seed) = runs[i];
-        train(text, make, |t: i64| lr.lr(t), steps, seed)
-    };
-    let mut done = parallel(runs.len(), work)?.into_iter();
-    let each = (seeds.end - seeds.start) as usize;
-    Ok(jobs.iter().map(|_| done.by_ref().take(each).collect()).collect())
+    by_seed(jobs.len(), seeds, |i, seed| {
+        let (make, lr) = &jobs[i];
+        train(text, *make, |t: i64| lr.lr(t), steps, seed)
+    })
 }
 
 impl Run {

@@ -317,8 +317,9 @@ fn recomputed(
     let block = block.shallow_clone();
     let adapters = block.linears();
     let adapters = adapters.iter().filter_map(|(_, l)| l.lora.as_ref());
-    let adapters: Vec<Tensor> =
-        adapters.flat_map(|l| [l.a.shallow_clone(), l.b.shallow_clone()]).collect();
+    let adapters: Vec<Tensor> = adapters
+        .flat_map(|l| l.tensors().into_iter().map(Tensor::shallow_clone))
+        .collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&adapters).collect();
     let (rows, rotation) = (rows.shallow_clone(), rotation.shallow_clone());
     autograd::checkpoint(&inputs, move |leaves| {
@@ -326,9 +327,8 @@ fn recomputed(
         let mut leaves = leaves.iter().map(Tensor::shallow_clone);
         let x = leaves.next().unwrap_or_else(Tensor::new);
         for (_, linear) in block.linears_mut() {
-            if let Some(l) = &mut linear.lora {
-                l.a = leaves.next().unwrap_or_else(Tensor::new);
-                l.b = leaves.next().unwrap_or_else(Tensor::new);
+            for t in linear.lora.iter_mut().flat_map(|l| l.tensors_mut()) {
+                *t = leaves.next().unwrap_or_else(Tensor::new);
             }
         }
         block.forward(&x, (&rows, &rotation), None, mode)

@@ -11,7 +11,7 @@ use tch::Tensor;
 /// ```
 ///
 /// Source: Duchi, Hazan & Singer 2011, JMLR 12, Figure 1 in its diagonal form.
-/// Departures, as in PyTorch: ε outside the root, and the decay δ of the rate.
+/// ε is the paper's δ. Departure, as in PyTorch: the decay of the rate, here δ.
 #[derive(Clone, Copy, Debug)]
 pub struct Adagrad {
     /// δ; 0 in the paper.

@@ -101,22 +101,35 @@ impl Rule<3> for AmsGrad {
 /// Source: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2. Departure, as in
 /// PyTorch: the decay is multiplied by the learning rate η as well, not only by the
 /// schedule's factor.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AdamW(pub Adam);
+///
+/// The rule inside is another where that is wanted: `AdamW(AmsGrad::default())` is
+/// PyTorch's `amsgrad=True`.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW<R = Adam>(pub R);
 
-impl Rule<2> for AdamW {
-    const SLOTS: [&'static str; 2] = ["m", "v"];
+impl Default for AdamW {
+    fn default() -> Self {
+        Self(Adam::default())
+    }
+}
+
+impl<R: Rule<N>, const N: usize> Rule<N> for AdamW<R> {
+    const SLOTS: [&'static str; N] = R::SLOTS;
+
+    fn init(&self, theta: &Tensor) -> [Tensor; N] {
+        self.0.init(theta)
+    }
 
     fn update(
         &self,
         theta: &mut Tensor,
         g: &Tensor,
-        mv: [&mut Tensor; 2],
+        slots: [&mut Tensor; N],
         h: Hyper,
     ) {
         if h.wd != 0. {
             *theta *= 1. - h.lr * h.wd;
         }
-        self.0.update(theta, g, mv, Hyper { wd: 0., ..h });
+        self.0.update(theta, g, slots, Hyper { wd: 0., ..h });
     }
 }

@@ -11,9 +11,10 @@ use tch::Tensor;
 /// θ ← θ − η g
 /// ```
 ///
-/// Source: Polyak 1964; Nesterov 1983; in this form Sutskever et al. 2013.
-/// Departure, as in PyTorch: η multiplies the whole buffer at the end, where
-/// Sutskever's velocity has η inside, so a change of η acts at once.
+/// Source: Polyak 1964; Nesterov 1983, in the form of Bengio et al. 2012, whose θ is
+/// where Nesterov looks ahead to. Departure, as in PyTorch: η multiplies the whole
+/// buffer at the end, where the velocity of Sutskever et al. 2013 has η inside, so a
+/// change of η acts at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sgd {
     /// μ; 0 for plain gradient descent, which leaves the buffer unused.

@@ -40,7 +40,8 @@ impl Evaluation {
         let (mut truth, mut predicted) = (vec![], vec![]);
         let all: Vec<usize> = (0..rows.len()).collect();
         for some in all.chunks(batch_size.max(1)) {
-            let batch = rows.batch(some)?.to(model.device());
+            let Some(batch) = rows.batch(some)? else { continue };
+            let batch = batch.to(model.device());
             count += batch.supervised();
             sum += no_grad(|| -> Result<f64> {
                 let Some(head) = head else {

@@ -2,7 +2,7 @@
 use super::loss::{blame_gradient, blame_loss, loss_of};
 use super::memory::resident;
 use super::{Run, StepLog, When, state};
-use crate::data::{Batch, order};
+use crate::data::Batch;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm;
 use crate::{Error, Result};
@@ -47,7 +47,12 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     while run.step < run.total {
         let began = Instant::now();
         let lr = run.schedule.lr(run.step);
-        let batches = micro_batches(run)?;
+        let batches = match micro_batches(run) {
+            Ok(batches) => batches,
+            Err(row) => return Err(stopped_by(run, window, row)),
+        };
+        // None where streamed rows turn out to have no token to learn: no batch, no
+        // gradient, and nothing moves.
         let learned: i64 = batches.iter().map(|(b, _)| b.supervised()).sum();
 
         run.optimizer.zero_grad();
@@ -76,13 +81,13 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
 
         busy += began.elapsed();
         window.loss += loss;
-        window.steps += 1;
+        window.steps += i64::from(learned > 0);
         window.tokens += batches.iter().map(|(b, _)| b.tokens()).sum::<i64>();
         if run.step % run.settings.logging_steps == 0 || run.step == run.total {
             let entry = StepLog {
                 step: run.step,
                 epoch: run.epoch(),
-                loss: window.loss / window.steps as f64,
+                loss: window.loss / window.steps.max(1) as f64,
                 grad_norm,
                 learning_rate: lr,
                 tokens_per_second: window.tokens as f64 / busy.as_secs_f64(),
@@ -120,21 +125,26 @@ pub(super) struct Window {
 }
 
 /// The rows of the next step, in micro-batches, each with its dropout masks' number.
-fn micro_batches(run: &Run) -> Result<Vec<(Batch, Mode)>> {
+fn micro_batches(run: &mut Run) -> Result<Vec<(Batch, Mode)>> {
     let s = &run.settings;
     let (size, accumulation) =
         (s.per_device_train_batch_size, s.gradient_accumulation_steps);
     let (epoch, k) = (run.step / run.per_epoch, run.step % run.per_epoch);
-    let order = order(run.train.len(), s.seed, epoch as u64, s.shuffle);
+    run.plan.go_to(epoch as u64);
+    let packs = run.plan.packs();
     let first = k as usize * accumulation * size;
-    let step_rows = order.iter().skip(first).take(accumulation * size);
-    let step_rows: Vec<usize> = step_rows.copied().collect();
-    let made = step_rows.chunks(size).enumerate().map(|(j, rows)| {
-        let batch = run.train.batch(rows)?.to(run.model.device());
+    let mut batches = Vec::with_capacity(accumulation);
+    for j in 0..accumulation {
+        let packs = packs.min(first + j * size)..packs.min(first + (j + 1) * size);
+        let rows = packs.flat_map(|k| run.plan.pack(k)).map(|&i| i as usize);
+        let Some(batch) = run.train.batch(&rows.collect::<Vec<_>>())? else {
+            continue;
+        };
+        let batch = batch.to(run.model.device());
         let step = run.step as u64 * accumulation as u64 + j as u64;
-        Ok((batch, Mode::Train { seed: s.seed, step }))
-    });
-    made.collect()
+        batches.push((batch, Mode::Train { seed: s.seed, step }));
+    }
+    Ok(batches)
 }
 
 fn due(run: &Run, when: When, steps: i64) -> bool {
@@ -158,5 +168,10 @@ fn stopped_by(run: &Run, window: Window, why: Error) -> Error {
         (n, Ok(dir)) => format!("the state after step {n} is in {}", dir.display()),
         (_, Err(e)) => format!("saving the state before it failed too: {e}"),
     };
-    Error::NonFinite(format!("{why}; {kept}"))
+    match why {
+        Error::Row { path, line, what } => {
+            Error::row(path, line, format!("{what}; {kept}"))
+        }
+        why => Error::NonFinite(format!("{why}; {kept}")),
+    }
 }

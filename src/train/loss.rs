@@ -42,8 +42,14 @@ pub(super) fn hidden(
 pub fn mean_loss(model: &Decoder, data: &Dataset, batch_size: usize) -> Result<f64> {
     no_grad(|| {
         let (mut sum, mut count) = (0., 0);
-        for rows in data.examples.chunks(batch_size.max(1)) {
-            let rows: Vec<_> = rows.iter().collect();
+        let numbers: Vec<usize> = (0..data.len()).collect();
+        for rows in numbers.chunks(batch_size.max(1)) {
+            let rows = rows.iter().filter_map(|&i| data.row(i).transpose());
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
+            if rows.is_empty() {
+                continue;
+            }
             let batch = Batch::collate(&rows).to(model.device());
             let loss = batch_loss(model, &batch, Mode::Eval)?;
             sum += loss.double_value(&[]);

@@ -1,5 +1,7 @@
 //! The fine-tune: one visible loop, its state on disk, its log.
 
+mod adapters;
+mod base;
 mod evaluate;
 mod events;
 mod fit;
@@ -16,6 +18,8 @@ mod schedules;
 mod settings;
 mod state;
 
+pub use adapters::{AdapterFlags, InitType};
+pub use base::Base;
 pub use evaluate::{Evaluation, Metrics};
 pub use fit::{Outcome, fit};
 pub use head::{Head, saved_labels};
@@ -25,7 +29,7 @@ pub use memory::Memory;
 pub use metrics::{Confusion, mae, r2};
 pub use predict::{Prediction, exact_match, predict};
 pub use rows::Rows;
-pub use run::{Base, Run};
+pub use run::Run;
 pub use settings::{
     ComputeDtype, OptimizerType, QuantType, SchedulerType, Settings, Switch, Task,
     When,

@@ -24,8 +24,9 @@ pub fn predict(
     data: &Dataset,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Prediction>> {
-    let mut predictions = Vec::with_capacity(data.examples.len());
-    for (i, example) in data.examples.iter().enumerate() {
+    let mut predictions = Vec::with_capacity(data.len());
+    for i in 0..data.len() {
+        let Some(example) = data.row(i)? else { continue };
         let (prompt, target) = (example.prompt(), example.target());
         let max_new_tokens = target.len() + 8;
         let sampling = Sampling { max_new_tokens, ..Default::default() };
@@ -37,7 +38,7 @@ pub fn predict(
             expected: tokenizer.decode(&target)?.trim().into(),
             answer: tokenizer.decode(&answer)?.trim().into(),
         });
-        progress(i + 1, data.examples.len());
+        progress(i + 1, data.len());
     }
     Ok(predictions)
 }

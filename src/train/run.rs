@@ -1,16 +1,14 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
-use super::{
-    Evaluation, Head, Log, Rows, Settings, Switch, Task, saved_labels, state,
-};
+use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
 use crate::checkpoint::atomic;
-use crate::data::{Labels, Tokenizer};
+use crate::data::{Dataset, Grouping, Plan, Tokenizer};
 use crate::lora::{self, LoraConfig, TaskType};
-use crate::models::{self, Decoder, LoadOptions};
+use crate::models::Decoder;
 use crate::optim::{Optimizer, Param};
 use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
-use crate::{Error, Result, device};
+use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -24,12 +22,16 @@ pub struct Run {
     pub head: Option<Head>,
     /// The adapters' settings: the flags', or the initial adapter's.
     pub lora: LoraConfig,
+    /// What PiSSA took out of the weights, if it did.
+    starts: lora::Named,
     /// Owns the adapters' tensors and what is remembered of them.
     pub optimizer: Box<dyn Optimizer>,
     /// Learning rate by step.
     pub schedule: Box<dyn Schedule>,
     /// Rows to learn from.
     pub train: Rows,
+    /// Which rows an epoch takes together.
+    pub plan: Plan,
     /// Rows to measure on.
     pub eval: Option<Rows>,
     /// The model's tokenizer, if its folder has one.
@@ -51,86 +53,6 @@ pub struct Run {
     pub(super) window: Window,
 }
 
-/// A model with its data, before adapters.
-pub struct Base {
-    /// The base model.
-    pub model: Decoder,
-    /// Scores for whole rows, where the task is not to continue text.
-    pub head: Option<Head>,
-    /// Its tokenizer, if its folder has one.
-    pub tokenizer: Option<Tokenizer>,
-    /// Rows to learn from.
-    pub train: Rows,
-    /// Rows to measure on.
-    pub eval: Option<Rows>,
-}
-
-impl Base {
-    /// Reads model and rows. `say` gets a line for each thing that is done.
-    ///
-    /// # Errors
-    /// A setting that cannot work; what reading model, tokenizer and rows returns.
-    pub fn load(settings: &Settings, say: &mut dyn FnMut(&str)) -> Result<Self> {
-        settings.check()?;
-        let device = device::parse(&settings.device)?;
-        check_folder(&settings.model)?;
-        // The rows first: they are read in a moment, and wrong more often.
-        let config = models::read_config(&settings.model)?;
-        let tokenizer = match settings.model.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::from_dir(&settings.model)?),
-            false => None,
-        };
-        let limits = (settings.max_length, config.vocab_size);
-        let mut read = |path: &Path, labels: Option<&Labels>| -> Result<Rows> {
-            let tokenizer = tokenizer.as_ref();
-            let rows = Rows::load(path, settings.task, tokenizer, limits, labels)?;
-            say(&format!("{}: {rows}", path.display()));
-            Ok(rows)
-        };
-        let train = read(&settings.train_file, earlier_labels(settings)?.as_ref())?;
-        let eval = settings.eval_file.as_deref();
-        let eval = eval.map(|path| read(path, train.labels())).transpose()?;
-        let head = train.labels().cloned().map(|labels| {
-            Head::random(labels, config.hidden_size, settings.seed, device)
-        });
-        let options = LoadOptions {
-            quantize: settings.load_in_4bit,
-            double_quant: settings.bnb_4bit_use_double_quant,
-            kind: settings.compute_dtype.kind(device),
-            device,
-        };
-        let mut model = models::load(&settings.model, &options, &mut |_, _| ())?;
-        model.checkpointing = match settings.gradient_checkpointing {
-            Switch::Auto => device.is_cuda(),
-            Switch::True => true,
-            Switch::False => false,
-        };
-        let what = if settings.load_in_4bit { "NF4" } else { "unquantized" };
-        say(&format!(
-            "{}: {what}, {:.1} MiB, computing in {:?} on {device:?}",
-            settings.model.display(),
-            model.bytes() as f64 / 1024f64.powi(2),
-            options.kind
-        ));
-        Ok(Self { model, head, tokenizer, train, eval })
-    }
-}
-
-/// A folder, said in words if it is not.
-fn check_folder(model: &Path) -> Result<()> {
-    match model.is_dir() {
-        true => Ok(()),
-        false => Err(Error::setting(
-            "--model",
-            format!(
-                "`{}` is no folder. Models are not fetched from a hub by this \
-                 version: download the checkpoint and name its folder",
-                model.display()
-            ),
-        )),
-    }
-}
-
 impl Run {
     /// Adds adapters, optimizer and log to a model; goes on from a checkpoint if the
     /// settings say so.
@@ -147,7 +69,9 @@ impl Run {
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
         let score = || head.iter().map(Head::named);
-        let parts = (model.linears_mut(), score().collect());
+        let mut parameters = model.named_parameters();
+        parameters.extend(score());
+        let parts = (model.linears_mut(), parameters);
         let (mut lora, mut adapters) =
             match from.as_ref().or(settings.init_adapter.as_ref()) {
                 Some(dir) => lora::load_adapter(dir, parts, device)?,
@@ -166,10 +90,17 @@ impl Run {
             }
         }
         lora.dropout = settings.lora_dropout;
+        let starts = lora::init::pissa_starts(model.linears_mut());
         for (_, linear) in model.linears_mut() {
             if let Some(adapter) = &mut linear.lora {
                 adapter.dropout = lora.dropout;
             }
+        }
+        let inner = |n: &str| n.contains(".layers.") && !n.contains(".lora_");
+        if model.checkpointing && adapters.iter().any(|(n, _)| inner(n)) {
+            let what = "modules of a layer get no gradient through \
+                        --gradient-checkpointing; switch it off";
+            return Err(Error::setting("--modules-to-save", what));
         }
         // Not before the adapters are there: they may come from that folder, and a
         // run that cannot begin should move nothing.
@@ -194,8 +125,9 @@ impl Run {
         let params = Param::with_decay(adapters, |_, _| settings.weight_decay);
         let mut optimizer = settings.optimizer(params);
 
+        let plan = plan(&train, &settings, say)?;
         let per_epoch = state::steps_per_epoch(
-            train.len(),
+            plan.packs(),
             settings.per_device_train_batch_size,
             settings.gradient_accumulation_steps,
         );
@@ -215,8 +147,10 @@ impl Run {
             model,
             head,
             lora,
+            starts,
             optimizer,
             train,
+            plan,
             eval,
             tokenizer,
             step: resumed.step,
@@ -257,9 +191,22 @@ impl Run {
 
     /// Writes adapter and `trainer_state.json` into the output folder.
     pub fn finish(&self) -> Result<()> {
+        let late = self.train.text().map_or(vec![], Dataset::skipped_late);
+        if let Some(first) = late.first() {
+            let n = late.len();
+            self.log
+                .say(&format!("{n} rows had no token to learn (line {first}, ...)"));
+        }
         self.log.finish();
         let out = &self.settings.output_dir;
-        state::adapter(self, out)?;
+        let mut trained = state::adapters(&*self.optimizer);
+        let mut lora = self.lora.clone();
+        // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.
+        if !self.starts.is_empty() && !lora.use_dora {
+            let starts = &self.starts;
+            (lora, trained) = lora::init::pissa_to_lora(&lora, &trained, starts);
+        }
+        state::adapter(self, out, (&lora, &trained))?;
         state::write_json(&out.join(state::STATE), &self.state())
     }
 
@@ -285,29 +232,25 @@ impl Run {
     }
 }
 
-/// The labels of the adapter that this run goes on from, if any.
-fn earlier_labels(settings: &Settings) -> Result<Option<Labels>> {
-    let out = &settings.output_dir;
-    let from = match &settings.resume {
-        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
-        Some(dir) => Some(dir.clone()),
-        None => settings.init_adapter.clone(),
-    };
-    let labels = from.as_deref().map(saved_labels).transpose()?.flatten();
-    match (settings.task, &labels) {
-        (_, None) | (Task::Regression, Some(Labels::Numbers)) => Ok(labels),
-        (Task::Classification, Some(Labels::Classes(_))) => Ok(labels),
-        (task, Some(_)) => {
-            let dir = from.unwrap_or_default();
-            let what = format!(
-                "{}, but the adapter in {} is for another; a new run can begin \
-                 without it",
-                task.name(),
-                dir.display()
-            );
-            Err(Error::setting("--task", what))
-        }
+/// The order of the rows, as the settings say.
+fn plan(
+    train: &Rows,
+    settings: &Settings,
+    say: &mut dyn FnMut(&str),
+) -> Result<Plan> {
+    let grouping = settings.grouping();
+    let alone = grouping == Grouping::Alone;
+    let lengths = if alone { vec![] } else { train.lengths()? };
+    let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
+    let plan =
+        Plan::new(train.len(), lengths, grouping, settings.seed, settings.shuffle);
+    if settings.packing {
+        let (rows, packs) = (train.len(), plan.packs());
+        let room = (packs * settings.max_length) as f64;
+        let full = 100. * tokens as f64 / room;
+        say(&format!("{rows} rows in {packs} packs, {full:.0} % full"));
     }
+    Ok(plan)
 }
 
 /// The folder that `--resume` means, if there is one to go on from.

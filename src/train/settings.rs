@@ -1,6 +1,8 @@
 //! The settings of a run: names from transformers, PEFT and bitsandbytes, defaults
 //! from the classic recipe.
-use crate::lora::LoraConfig;
+use super::{AdapterFlags, InitType};
+use crate::data::Grouping;
+use crate::lora::{LoraConfig, Modules};
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
@@ -13,12 +15,16 @@ pub struct Settings {
     /// Checkpoint folder: config.json, model.safetensors (or shards), tokenizer.json
     #[arg(long)]
     pub model: PathBuf,
-    /// Rows to learn from: JSONL, or with labels also CSV
+    /// Rows to learn from: JSON Lines, or CSV with a header
     #[arg(long)]
     pub train_file: PathBuf,
     /// Rows to measure the loss on
     #[arg(long)]
     pub eval_file: Option<PathBuf>,
+    /// Instead of an eval file: this share of the rows, drawn by the seed, is kept for
+    /// measuring
+    #[arg(long, default_value_t = 0.)]
+    pub validation_split: f64,
     /// What the rows teach
     #[arg(long, value_enum, default_value_t = Task::CausalLm)]
     pub task: Task,
@@ -70,9 +76,14 @@ pub struct Settings {
     /// Dropout before the adapters
     #[arg(long, default_value_t = 0.05)]
     pub lora_dropout: f64,
-    /// Linears that get an adapter: names, or all-linear
+    /// Linears that get an adapter: names, or a regular expression for the whole
+    /// name, or all-linear
     #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
     pub target_modules: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub adapters: AdapterFlags,
     /// Hold the base model in 4 bits
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
@@ -93,10 +104,23 @@ pub struct Settings {
     /// Tokens per row; longer rows are cut
     #[arg(long, default_value_t = 1024)]
     pub max_length: usize,
-    /// Several rows in one sequence (not in this version)
+    /// Put whole rows together up to --max-length tokens; the batch size then counts
+    /// these packs. No row sees another
     #[arg(long, action = ArgAction::Set, default_value_t = false,
           num_args = 0..=1, default_missing_value = "true")]
     pub packing: bool,
+    /// Rows of similar length in one forward pass
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub group_by_length: bool,
+    /// Learn of {prompt, completion} the completion alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub completion_only_loss: bool,
+    /// Learn of {messages} the assistant's turns alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub assistant_only_loss: bool,
     /// Take the rows in a new order each epoch
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
@@ -236,10 +260,20 @@ impl Settings {
             let what = "only with --task causal-lm: the others write no text";
             return wrong("--predict-with-generate", what.into());
         }
-        if self.packing {
-            let what = "not in this version; rows of a batch are not padded, so that \
-                        packing would save little time";
-            return wrong("--packing", what.into());
+        if self.packing && self.group_by_length {
+            let what =
+                "packing puts rows together by length already; give one of both";
+            return wrong("--group-by-length", what.into());
+        }
+        if self.validation_split != 0. {
+            if !(self.validation_split > 0. && self.validation_split < 1.) {
+                let what = format!("{}; a share such as 0.1", self.validation_split);
+                return wrong("--validation-split", what);
+            }
+            if self.eval_file.is_some() {
+                let what = "there is --eval-file already; give one of both";
+                return wrong("--validation-split", what.into());
+            }
         }
         let at_least_one = [
             (
@@ -292,17 +326,32 @@ impl Settings {
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.) {
             return wrong("--lora-alpha", format!("{}; above 0", self.lora_alpha));
         }
+        if self.adapters.init_lora_weights == InitType::Pissa && self.load_in_4bit {
+            let what = "pissa splits each weight by its singular values, which it must \
+                        have in full: add --load-in-4bit false";
+            return wrong("--init-lora-weights", what.into());
+        }
+        self.lora().check()?;
         self.schedule(100).map(drop)
+    }
+
+    /// How rows are put together.
+    pub fn grouping(&self) -> Grouping {
+        match (self.packing, self.group_by_length) {
+            (true, _) => Grouping::Packed(self.max_length),
+            (_, true) => Grouping::ByLength(self.per_device_train_batch_size),
+            _ => Grouping::Alone,
+        }
     }
 
     /// The adapter's settings.
     pub fn lora(&self) -> LoraConfig {
-        LoraConfig {
+        self.adapters.apply(LoraConfig {
             r: self.lora_r,
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
-            target_modules: self.target_modules.clone(),
+            target_modules: Modules::parse(&self.target_modules),
             ..LoraConfig::default()
-        }
+        })
     }
 }

@@ -6,7 +6,7 @@
 use super::fit::Window;
 use super::{Run, Settings};
 use crate::checkpoint::{atomic, read_safetensors, save_safetensors};
-use crate::lora;
+use crate::lora::{self, LoraConfig};
 use crate::optim::Optimizer;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) const STATE: &str = "trainer_state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Optimizer steps in one epoch: the last may have fewer micro-batches.
+/// Optimizer steps in one epoch of rows, or of packs of rows: the last may have fewer
+/// micro-batches.
 pub fn steps_per_epoch(rows: usize, batch_size: usize, accumulation: usize) -> i64 {
     rows.div_ceil(batch_size).div_ceil(accumulation) as i64
 }
@@ -62,7 +63,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 pub(super) fn save(run: &Run, state: &Value) -> Result<PathBuf> {
     let dir = run.settings.output_dir.join(format!("checkpoint-{}", run.step));
     atomic::dir(&dir, |partial| {
-        adapter(run, partial)?;
+        adapter(run, partial, (&run.lora, &adapters(&*run.optimizer)))?;
         let tensors = run.optimizer.state();
         save_safetensors(&partial.join(OPTIMIZER), &tensors, &[("format", "pt")])?;
         write_json(&partial.join(STATE), state)
@@ -70,12 +71,20 @@ pub(super) fn save(run: &Run, state: &Value) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Writes what was trained into `dir`, and with a head what its scores mean.
-pub(super) fn adapter(run: &Run, dir: &Path) -> Result<()> {
+/// The trained tensors by name.
+pub(super) fn adapters(optimizer: &dyn Optimizer) -> lora::Named {
     let named = |p: &crate::optim::Param| (p.name.clone(), p.tensor.shallow_clone());
-    let trained = run.optimizer.params().iter().map(named).collect();
+    optimizer.params().iter().map(named).collect()
+}
+
+/// Writes what was trained into `dir`, and with a head what its scores mean.
+pub(super) fn adapter(
+    run: &Run,
+    dir: &Path,
+    (lora, trained): (&LoraConfig, &lora::Named),
+) -> Result<()> {
     let base = run.settings.model.display().to_string();
-    lora::save_adapter(dir, &run.lora, &base, &trained)?;
+    lora::save_adapter(dir, lora, &base, trained)?;
     match &run.head {
         Some(head) => head.save_config(dir, &run.settings.model),
         None => Ok(()),
@@ -133,13 +142,19 @@ pub(super) fn restore(
         "lora_dropout",
         "max_length",
         "shuffle",
+        "packing",
+        "group_by_length",
+        "validation_split",
+        "completion_only_loss",
+        "assistant_only_loss",
         "load_in_4bit",
         "bnb_4bit_use_double_quant",
         "compute_dtype",
         "logging_steps",
     ] {
         let (before, after) = (&state["settings"][key], &now[key]);
-        if before != after {
+        // Null: begun before there was such a setting.
+        if !before.is_null() && before != after {
             let flag = format!("--{}", key.replace('_', "-"));
             let what = format!(
                 "{after}, but the run in {} was begun with {before}; resume with the \

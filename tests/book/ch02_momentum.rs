@@ -124,6 +124,26 @@ fn the_border_moves_with_momentum() {
     }
 }
 
+/// Nesterov takes the gradient at x + μ v. That place moves as PyTorch's θ does.
+#[test]
+fn the_look_ahead_moves_as_theta_does() {
+    let gradient = |x: f64| x + 3. * x.powi(3);
+    for (mu, lr) in [(0.5, 0.1), (0.9, 0.02)] {
+        let rule = Sgd { momentum: mu, nesterov: true, ..Sgd::default() };
+        let mut theta = Tensor::from_slice(&[1f64]);
+        let mut slots = rule.init(&theta);
+        let (mut x, mut v) = (1f64, 0f64);
+        for t in 1..=100 {
+            let g = Tensor::from_slice(&[gradient(theta.double_value(&[0]))]);
+            rule.update(&mut theta, &g, slots.each_mut(), Hyper { t, lr, wd: 0. });
+            v = mu * v - lr * gradient(x + mu * v);
+            x += v;
+            let ahead = x + mu * v;
+            assert!((theta.double_value(&[0]) - ahead).abs() < 1e-12, "step {t}");
+        }
+    }
+}
+
 /// A buffer that is saved and loaded goes on to the same bits; one that is lost does
 /// not.
 #[test]

@@ -3,8 +3,9 @@
 //! its properties stand beside RMSprop's in `ch04_rmsprop`.
 use crate::golden::{floats, json};
 use crate::parity_optim::run_with;
-use downhill::lab::Words;
+use downhill::lab::{Make, Valley, Words, descend};
 use downhill::optim::{Adagrad, Driver, Hyper, Optimizer, Rule};
+use downhill::schedule::constant;
 use tch::{Kind, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,6 +82,44 @@ fn known_mistakes_fail_the_comparison_with_torch() {
     for mistake in [SumAfter, EpsilonInsideRoot, NoRoot, DecayFromOne] {
         let far = gap(mistake);
         assert!(far > 1e-4, "{mistake:?} is only {far:e} from torch");
+    }
+}
+
+#[test]
+fn it_gets_to_the_bottom() {
+    let make: Make = |p| Box::new(Driver::new(Adagrad::default(), p));
+    for (steep, degrees) in [(1., 0.), (20., 0.), (20., 30.)] {
+        let valley = Valley::new(steep, degrees);
+        let start = valley.point(-3., 2.);
+        let path =
+            descend(make, &start, constant(3.), 1000, |p, _| valley.height(p));
+        let end = valley.height_at(path.last().unwrap());
+        assert!(end < 1e-4, "steep {steep} at {degrees}: a height of {end}");
+    }
+}
+
+/// A first gradient a hundred times too large: the step is the usual one, and all that
+/// follow are about a hundred times too short.
+#[test]
+fn one_large_gradient_is_never_forgotten() {
+    let steps = |first: f64| {
+        let rule = Adagrad::default();
+        let mut theta = Tensor::from_slice(&[0f64]);
+        let mut slots = rule.init(&theta);
+        let step = |t: i32| {
+            let before = theta.double_value(&[0]);
+            let g = Tensor::from_slice(&[if t == 1 { first } else { 1. }]);
+            let h = Hyper { t, lr: 1., wd: 0. };
+            rule.update(&mut theta, &g, slots.each_mut(), h);
+            before - theta.double_value(&[0])
+        };
+        (1..=50).map(step).collect::<Vec<f64>>()
+    };
+    let (usual, spiked) = (steps(1.), steps(100.));
+    assert!((usual[0] - 1.).abs() < 1e-9 && (spiked[0] - 1.).abs() < 1e-9);
+    for (t, found) in spiked.iter().enumerate().skip(1) {
+        let expected = 1. / (1e4 + t as f64).sqrt();
+        assert!((found - expected).abs() < 1e-9, "step {t}: {found}");
     }
 }
 

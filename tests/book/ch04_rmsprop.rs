@@ -2,6 +2,7 @@
 //! mistakes would be noticed. That they are torch's is shown in `parity_optim`.
 use crate::golden::{floats, json, same_bits};
 use crate::parity_optim::run_with;
+use downhill::lab::Valley;
 use downhill::nn::dropout::normal;
 use downhill::optim::{
     Adagrad, Driver, Hyper, Optimizer, Param, RmsProp, Rule, state_bytes,
@@ -132,6 +133,36 @@ fn the_scale_of_the_gradient_cancels() {
         }
         let rule = Adagrad { eps: 0., ..Adagrad::default() };
         assert_eq!(walk(&rule, &g, 0.1), walk(&rule, &louder, 0.1));
+    }
+}
+
+/// With a constant rate it comes as near as the rate is long and no nearer; with one
+/// that falls to zero it arrives.
+#[test]
+fn it_arrives_if_the_rate_falls() {
+    let valley = Valley::new(20., 30.);
+    let start = valley.point(-3., 2.);
+    for (rule, rate) in [
+        (RmsProp::default(), 0.05),
+        (RmsProp { alpha: 0.9, ..RmsProp::default() }, 0.05),
+        (RmsProp { momentum: 0.9, ..RmsProp::default() }, 0.005),
+        (RmsProp { centered: true, eps: 1e-3, ..RmsProp::default() }, 0.02),
+    ] {
+        let end = |falls: f64| {
+            let theta = Tensor::from_slice(&start).set_requires_grad(true);
+            let named = [("theta".to_string(), theta.shallow_clone())];
+            let mut o = Driver::new(rule, Param::with_decay(named, |_, _| 0.));
+            for t in 0..1000 {
+                o.zero_grad();
+                valley.height(&theta).backward();
+                o.step(rate * (1. - falls * f64::from(t) / 1000.));
+            }
+            theta.detach().norm().double_value(&[])
+        };
+        let (constant, falling) = (end(0.), end(1.));
+        println!("{rule:?}: {constant:.1e}, {falling:.1e}");
+        assert!(constant < 4. * rate, "{rule:?} ends {constant} away");
+        assert!(falling < 0.01 * rate, "{rule:?} ends {falling} away");
     }
 }
 

@@ -147,6 +147,18 @@ fn odd_lengths_give_numbers() {
     }
 }
 
+/// Where transformers has an answer for odd lengths, it is ours.
+#[test]
+fn odd_lengths_end_where_transformers_ends() {
+    let s = polynomial(1., 5, 3, 2., 0.1); // the warmup is longer than the run
+    assert_eq!([4, 5, 6].map(|t| s.lr(t)), [0.8, 0.1, 0.1]);
+    let s = wsd(1., 5, 10, 0); // without a decay
+    assert_eq!([4, 5, 14, 15, 99].map(|t| s.lr(t)), [0.8, 1., 1., 0., 0.]);
+    let s = wsd(1., 0, 0, 4);
+    assert_eq!([0, 4, 5].map(|t| s.lr(t)), [1., 0., 0.]);
+    assert_eq!(warmup(2., 0).lr(0), 2., "a warmup of no length has arrived");
+}
+
 #[test]
 fn training_follows_the_schedule() {
     let text = Text::new(&"the hen and the hound. ".repeat(40));

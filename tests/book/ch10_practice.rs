@@ -196,6 +196,19 @@ fn columns_have_types_and_gaps() {
     assert_eq!(*table.column("city").unwrap(), strings(&city));
     let sex = [Some("1"), Some("2"), Some("1"), None];
     assert_eq!(*table.column("sex").unwrap(), strings(&sex));
+    // A mark of the byte order, quotes in quotes, a line break inside a cell.
+    let table = read("\u{feff}\"a\",b\n+1,\"say \"\"hi\"\"\"\n.5,\"x\ny\"\n", &[]);
+    let table = table.unwrap();
+    assert_eq!(table.numbers("a").unwrap(), [1., 0.5]);
+    assert_eq!(
+        *table.column("b").unwrap(),
+        strings(&[Some("say \"hi\""), Some("x\ny")])
+    );
+    // However it is written that nothing is there, first or later.
+    let table = read("a\nN/A\n1\nNone\nNAN\n#N/A\nNULL\n2\n", &[]).unwrap();
+    let Column::Numbers(a) = table.column("a").unwrap() else { panic!("a") };
+    assert_eq!((a[1], a[6]), (1., 2.));
+    assert_eq!(a.iter().filter(|x| x.is_nan()).count(), 5);
     // Line ends of Windows, a last line without one.
     let table = read("a,b\r\n1,x\r\n2,y", &[]).unwrap();
     assert_eq!(table.numbers("a").unwrap(), [1., 2.]);
@@ -212,6 +225,13 @@ fn tables_that_are_wrong_name_line_and_column() {
     refused(read("a,b\n1,2\n3,4,5\n", &[]), &[":3", "3 cells", "2"]);
     refused(read("a,b\n1,2\n3,\"12,5\"\n", &[]), &[":3", "column `b`", "12,5"]);
     refused(read("a\n1\n\n1e999\n", &[]), &[":4", "column `a`", "1e999"]);
+    refused(read("a\n-inf\n1\n", &[]), &[":2", "column `a`", "-inf"]);
+    refused(read("a,b\n1,\"x\ny\"\n2\n", &[]), &[":4", "1 cells"]);
+    refused(read("a,b\r\n\r\n1,2\r\n\r\n3\r\n", &[]), &[":5", "1 cells"]);
+    refused(read("a,b\n1,2\n   \n3,4\n", &[]), &[":3", "1 cells"]);
+    refused(read("a,b\n0,z\n1,\"x\n2,y\n", &[]), &[":3", "never closed"]);
+    refused(read(",b\n0,1\n", &[]), &[":1", "column 1", "no name"]);
+    refused(read("a,b,\n1,2,\n", &[]), &[":1", "column 3", "no name"]);
     refused(read("a\n1\n", &["c"]), &["no column `c`", "there are a"]);
     refused(Table::read("no/such.csv", &[]), &["no/such.csv"]);
     let file = written("a\n1\n");
@@ -305,7 +325,7 @@ fn the_three_parts_are_all_rows_once() {
 
 fn setting(blocks: usize, augment: Augment) -> Setting {
     let (lr, wd, scale) = (3e-3, 1e-2, Scale::Standard);
-    Setting { blocks, lr, wd, batch: 32, scale, augment, epochs: 3 }
+    Setting { blocks, lr, wd, batch: 32, scale, augment, epochs: 3, patience: 3 }
 }
 
 /// Scores are those of an encoder and a model that have seen the first part alone:
@@ -376,4 +396,25 @@ fn parts_of_a_batch_add_up_to_the_batch() {
         let far = gap(&gradient(part), &gradient(60));
         assert!(far < 1e-6, "parts of {part}: {far:e}");
     }
+}
+
+#[test]
+fn training_stops_when_patience_is_out() {
+    let task = Task::read("diabetes", "progression", &["sex"]).unwrap();
+    let run = |epochs, patience| {
+        let s = Setting { lr: 1e-2, epochs, patience, ..setting(1, Augment::None) };
+        fit(&task, s, 1).unwrap()
+    };
+    let (all, stopped) = (run(30, 30), run(30, 2));
+    assert_eq!((all.ran, all.losses.len()), (30, 30));
+    assert!(stopped.ran < 30 && stopped.ran == stopped.epochs + 2);
+    // What it did until then is the same, and the best epoch is the lowest it saw.
+    assert_eq!(stopped.losses[..], all.losses[..stopped.ran]);
+    for run in [&all, &stopped] {
+        let low = run.losses.iter().map(|l| l[1]).fold(f64::INFINITY, f64::min);
+        assert_eq!((run.loss, run.losses[run.epochs - 1][1]), (low, low));
+    }
+    // Cut off at the best epoch, the last score is the best one's.
+    let cut = run(all.epochs, 30);
+    assert_eq!((cut.test, cut.last), (all.test, all.test));
 }

@@ -1,25 +1,32 @@
 //! What several test modules share: small models, temporary folders, the GPU if any.
-use downhill::lora::{LoraConfig, Named, attach};
+use downhill::lora::{LoraConfig, Modules, Named, attach};
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::{Rope, RopeScaling, dropout::Rates};
 use std::io::Write;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// The first CUDA device. Where there is none, says so, and adds the running test to
-/// `target/cuda-skipped.txt`, so that a run without a GPU cannot pass for one with.
+/// The first CUDA device. Where there is none, says so, and counts the test as skipped.
 pub fn cuda() -> Option<Device> {
     match downhill::device::load_cuda() {
-        Ok(()) => return Some(Device::Cuda(0)),
-        Err(why) => println!("skipped: no CUDA device ({why})"),
+        Ok(()) => Some(Device::Cuda(0)),
+        Err(why) => {
+            skipped("cuda", &format!("no CUDA device ({why})"));
+            None
+        }
     }
+}
+
+/// Says that the running test lacks something, and adds it to
+/// `target/<what>-skipped.txt`, so that a run without cannot pass for one with.
+pub fn skipped(what: &str, why: &str) {
+    println!("skipped: {why}");
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
-    let list = target.join("cuda-skipped.txt");
+    let list = target.join(format!("{what}-skipped.txt"));
     let mut open = std::fs::OpenOptions::new();
     let mut file = open.create(true).append(true).open(list).expect("the list");
     let thread = std::thread::current();
     writeln!(file, "{}", thread.name().unwrap_or("?")).expect("the list");
-    None
 }
 
 /// Two layers, four heads on two key-value heads.
@@ -52,8 +59,8 @@ pub fn frozen(seed: u64) -> Decoder {
 }
 
 pub fn lora(targets: &[&str], dropout: f64) -> LoraConfig {
-    let target_modules = targets.iter().map(|t| t.to_string()).collect();
-    LoraConfig { r: 4, alpha: 8., dropout, target_modules, ..LoraConfig::default() }
+    let target_modules = Modules::parse(targets);
+    LoraConfig { r: 4, alpha: 8., dropout, target_modules, ..Default::default() }
 }
 
 /// A frozen model with an adapter that changes something: B is not zero.

@@ -16,6 +16,8 @@ mod data;
 mod golden;
 mod layout;
 mod lora;
+mod lora_kinds;
+mod lora_merge;
 mod malformed;
 mod memory;
 mod models;

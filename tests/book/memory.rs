@@ -29,7 +29,7 @@ fn layer(place: u32) -> Linear {
     let like = (Kind::Float, Device::Cpu);
     let a = wave(&[8, WIDTH], Kind::Float).set_requires_grad(true);
     let b = Tensor::zeros([WIDTH, 8], like).set_requires_grad(true);
-    let lora = Some(Adapter { a, b, scale: 2., dropout: 0.1, place });
+    let lora = Some(Adapter { dropout: 0.1, place, ..Adapter::new(a, b, 2.) });
     Linear { weight: Weight::Nf4(q), bias: None, lora }
 }
 

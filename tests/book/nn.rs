@@ -182,7 +182,8 @@ fn gradients_written_by_hand_are_exact() {
         let [x, w, a, b] = x else { unreachable!() };
         let (a, b) = (a.shallow_clone(), b.shallow_clone());
         let mut linear = Linear::dense(w.shallow_clone(), None);
-        linear.lora = Some(Adapter { a, b, scale: 1.5, dropout: 0.3, place: 1 });
+        linear.lora =
+            Some(Adapter { dropout: 0.3, place: 1, ..Adapter::new(a, b, 1.5) });
         linear.forward(x, train(1))
     };
     let mut inputs = [leaf(&[2, 3, 6]), leaf(&[4, 6]), leaf(&[2, 6]), leaf(&[4, 2])];
@@ -415,7 +416,8 @@ fn a_linear_adds_its_adapter() {
     let base = x.matmul(&w.tr()) + &bias;
     assert!(gap(&linear.forward(&x, Mode::Eval).unwrap(), &base) < 1e-6);
     let (la, lb) = (a.shallow_clone(), b.shallow_clone());
-    linear.lora = Some(Adapter { a: la, b: lb, scale: 0.5, dropout: 0.4, place: 3 });
+    linear.lora =
+        Some(Adapter { dropout: 0.4, place: 3, ..Adapter::new(la, lb, 0.5) });
     let update = |x: &Tensor| x.matmul(&a.tr()).matmul(&b.tr()) * 0.5;
     let y = linear.forward(&x, Mode::Eval).unwrap();
     assert!(gap(&y, &(&base + update(&x))) < 1e-6);
@@ -527,7 +529,7 @@ fn a_16_bit_layer_stays_so_beside_an_f32_adapter() {
     let mut w = Linear::dense(wave(&[6, 8], Kind::BFloat16), None);
     let (a, b) = (wave(&[2, 8], Kind::Float), wave(&[6, 2], Kind::Float));
     let base = w.forward(&x, Mode::Eval).unwrap();
-    w.lora = Some(Adapter { a, b, scale: 1., dropout: 0., place: 0 });
+    w.lora = Some(Adapter { dropout: 0., place: 0, ..Adapter::new(a, b, 1.) });
     let y = w.forward(&x, Mode::Eval).unwrap();
     assert_eq!((base.kind(), y.kind()), (Kind::BFloat16, Kind::BFloat16));
     assert!(gap(&y, &base) > 1e-2);

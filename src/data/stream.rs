@@ -1,0 +1,166 @@
+//! A file larger than memory: where each row begins, and the rows as they are taken.
+use super::{
+    Example, RowEncoder,
+    dataset::{of_one_kind, on_all_cores, progress_bar},
+    row_encoder::Encoded,
+    rows::RowResult,
+    source::{Format, Record, Source, read_record},
+};
+use crate::{Error, Result};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    fs::File,
+    io::{BufReader, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Rows by number. Twelve bytes are kept of each.
+pub(super) struct Stream {
+    path: PathBuf,
+    format: Format,
+    encoder: RowEncoder,
+    file: Arc<Mutex<File>>,
+    /// Where in the file each row begins, and on which line.
+    starts: Vec<u64>,
+    lines: Vec<u32>,
+    /// The first row's line and kind, which the others must have.
+    first: Option<(usize, &'static str)>,
+    /// Lines of the rows taken so far that had no token to learn.
+    skipped: Mutex<BTreeSet<usize>>,
+}
+
+/// Rows read at a time for their lengths.
+const CHUNK: usize = 1024;
+
+impl Stream {
+    /// Reads the file once, for the places where rows begin.
+    pub(super) fn index(path: &Path, encoder: RowEncoder) -> Result<Self> {
+        let mut source = Source::open(path)?;
+        let bar = progress_bar(source.length, path);
+        let (mut starts, mut lines, mut bytes) = (vec![], vec![], vec![]);
+        let mut first = None;
+        while let Some((line, at)) = source.next_into(&mut bytes)? {
+            starts.push(at);
+            lines.push(u32::try_from(line).map_err(|_| {
+                Error::file(path, "more than 4 billion lines; split the file")
+            })?);
+            if first.is_none() {
+                let row = encoder.encode(&source.format, line, &bytes);
+                let row = row.map_err(|what| Error::row(path, line, what))?;
+                first = Some((line, row.kind));
+            }
+            if lines.len() % 65_536 == 0 {
+                bar.set_position(at);
+            }
+        }
+        bar.finish_and_clear();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        Ok(Self {
+            path: path.into(),
+            format: source.format,
+            encoder,
+            file: Arc::new(Mutex::new(file)),
+            starts,
+            lines,
+            first,
+            skipped: Mutex::default(),
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Row `i`, or `None` where it has no token to learn.
+    pub(super) fn row(&self, i: usize) -> Result<Option<Example>> {
+        let record = self.record(i)?;
+        let row = self.encoder.encode(&self.format, record.line, &record.bytes);
+        self.checked(record.line, row)
+    }
+
+    /// Tokens of every row; 0 where none is learned.
+    pub(super) fn lengths(&self) -> Result<Vec<u32>> {
+        let bar = progress_bar(self.len() as u64, &self.path);
+        let mut lengths = Vec::with_capacity(self.len());
+        while lengths.len() < self.len() {
+            let to = self.len().min(lengths.len() + CHUNK);
+            let records = (lengths.len()..to).map(|i| self.record(i));
+            let records = records.collect::<Result<Vec<_>>>()?;
+            let rows = on_all_cores(&records, &self.format, &self.encoder);
+            for (record, row) in records.iter().zip(rows) {
+                let row = self.checked(record.line, row)?;
+                lengths.push(row.map_or(0, |e| e.ids.len() as u32));
+            }
+            bar.set_position(to as u64);
+        }
+        bar.finish_and_clear();
+        Ok(lengths)
+    }
+
+    fn checked(
+        &self,
+        line: usize,
+        row: RowResult<Encoded>,
+    ) -> Result<Option<Example>> {
+        let row = of_one_kind(row, line, &mut self.first.clone());
+        let row = row.map_err(|what| Error::row(&self.path, line, what))?;
+        if row.example.supervised() > 0 {
+            return Ok(Some(row.example));
+        }
+        let mut skipped =
+            self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.insert(line);
+        Ok(None)
+    }
+
+    fn record(&self, i: usize) -> Result<Record> {
+        let (at, line) = (self.starts[i], self.lines[i] as usize);
+        let mut bytes = Vec::new();
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| {
+            let csv = matches!(self.format, Format::Csv(_));
+            read_record(&mut BufReader::new(&mut *file), csv, &mut bytes)
+        });
+        read.map_err(|e| Error::io(&self.path, e))?;
+        if at == 0 && bytes.starts_with(b"\xef\xbb\xbf") {
+            bytes.drain(..3);
+        }
+        Ok(Record { line, bytes })
+    }
+
+    pub(super) fn skipped(&self) -> Vec<usize> {
+        let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.iter().copied().collect()
+    }
+
+    /// Takes the rows marked `away` out, as a stream of their own.
+    pub(super) fn take(&mut self, away: &[bool]) -> Self {
+        let (mut starts, mut lines) = (Vec::new(), Vec::new());
+        for (i, _) in away.iter().enumerate().filter(|(_, away)| **away) {
+            starts.push(self.starts[i]);
+            lines.push(self.lines[i]);
+        }
+        let mut kept = away.iter().map(|away| !away);
+        self.starts.retain(|_| kept.next().unwrap_or(true));
+        let mut kept = away.iter().map(|away| !away);
+        self.lines.retain(|_| kept.next().unwrap_or(true));
+        Self {
+            path: self.path.clone(),
+            format: self.format.clone(),
+            encoder: self.encoder.clone(),
+            file: self.file.clone(),
+            starts,
+            lines,
+            first: self.first,
+            skipped: Mutex::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("rows", &self.len()).finish()
+    }
+}

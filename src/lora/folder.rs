@@ -1,0 +1,99 @@
+//! The folders of a merge: what may be read, where may be written, what is copied, and
+//! whether it arrived.
+use crate::checkpoint::{Checkpoint, Hashes};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Refuses a checkpoint whose weights are in 4 or 8 bits already.
+pub(super) fn not_quantized(model: &Path) -> Result<()> {
+    let path = model.join("config.json");
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let json: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
+    match &json["quantization_config"] {
+        Value::Null => Ok(()),
+        found => {
+            let method = &found["quant_method"];
+            let what = format!(
+                "quantization_config ({method}): merged weights would have to be \
+                 quantized again, and the update lost in that; merge into the 16-bit \
+                 checkpoint that this one was made from"
+            );
+            Err(Error::file(&path, what))
+        }
+    }
+}
+
+/// A path without links or dots, whether it is there yet or not.
+fn real(path: &Path) -> PathBuf {
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let there = full.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    match there {
+        Some((a, real)) => real.join(full.strip_prefix(a).unwrap_or(Path::new(""))),
+        None => full,
+    }
+}
+
+/// Refuses to write where something is.
+pub(super) fn free(out: &Path, others: [(&str, &Path); 2]) -> Result<()> {
+    let wrong = |what: String| Err(Error::setting("--output-dir", what));
+    for (flag, other) in others {
+        if real(out).starts_with(real(other)) || real(other).starts_with(real(out)) {
+            let (out, other) = (out.display(), other.display());
+            return wrong(format!(
+                "{out} and {flag} {other} are one folder, or one is in the other; \
+                 name a new one"
+            ));
+        }
+    }
+    let used = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => out.exists(),
+    };
+    match used {
+        true => wrong(format!("{} is not empty; name a new folder", out.display())),
+        false => Ok(()),
+    }
+}
+
+/// Copies everything but weights: config, tokenizer, index, licence.
+pub(super) fn copy_others(model: &Path, out: &Path) -> Result<()> {
+    const WEIGHTS: [&str; 9] =
+        ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx"];
+    let entries = std::fs::read_dir(model).map_err(|e| Error::io(model, e))?;
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(model, e))?.path();
+        let name =
+            path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ending = path.extension().unwrap_or_default().to_string_lossy();
+        let weights = WEIGHTS.contains(&&*ending) || name.contains(".bin.index.");
+        if path.is_file() && !weights && !name.starts_with('.') {
+            let to = out.join(&name);
+            std::fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads everything back: each tensor must be what was written, and each that was not
+/// changed what it is in the model.
+pub(super) fn verify(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    written: &Hashes,
+    changed: &BTreeSet<String>,
+) -> Result<()> {
+    let (there, before) = (Checkpoint::open(out)?.hashes()?, checkpoint.hashes()?);
+    for name in checkpoint.names() {
+        let same = there.get(name) == written.get(name)
+            && (changed.contains(name) || there.get(name) == before.get(name));
+        if !same {
+            let what = "does not read back as it was written; is the disk full or \
+                        failing?";
+            return Err(Error::tensor(out, name, what));
+        }
+    }
+    Ok(())
+}
