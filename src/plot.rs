@@ -1,7 +1,9 @@
 //! Charts as SVG, over plotters: one type that a program saves, the book shows, and a
 //! notebook displays.
+mod bars;
 mod heat;
 
+pub use bars::{Bars, escaped};
 pub use heat::Heat;
 
 use crate::checkpoint::atomic;

@@ -1,10 +1,10 @@
 //! `downhill finetune`: LoRA adapters from rows.
 use anyhow::{Result, bail};
 use clap::Args;
-use downhill::data::{Dataset, Tokenizer};
+use downhill::data::Tokenizer;
 use downhill::models::Decoder;
 use downhill::train::{
-    Base, Outcome, Prediction, Run, Settings, exact_match, fit, predict,
+    Base, Outcome, Prediction, Rows, Run, Settings, exact_match, fit, predict,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,13 +53,28 @@ fn finetune(settings: Settings) -> Result<ExitCode> {
     }
     run.finish()?;
     let after = answers(&run.settings, &run.model, &run.tokenizer, &run.eval)?;
-    if let (Some(before), Some(after)) = (before, after) {
-        compare(&before, &after);
+    let answers = before.as_deref().zip(after.as_deref());
+    if let Some((before, after)) = answers {
+        compare(before, after);
     }
+    if let (Some(after), Some(_)) = (&run.after, &run.head) {
+        println!("held-out rows: {after}");
+    }
+    run.report(answers)?;
     let out = run.settings.output_dir.display();
-    eprintln!("adapter, trainer_state.json and loss.svg are in {out}");
+    eprintln!("adapter, trainer_state.json and report.html are in {out}");
     let model = run.settings.model.display();
-    eprintln!("try: downhill generate --model {model} --adapter {out} --prompt …");
+    match &run.settings.eval_file {
+        Some(file) if run.head.is_some() => eprintln!(
+            "try: downhill evaluate --model {model} --adapter {out} --task {} \
+             --eval-file {}",
+            run.settings.task.name(),
+            file.display()
+        ),
+        _ => eprintln!(
+            "try: downhill generate --model {model} --adapter {out} --prompt …"
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,12 +83,14 @@ fn answers(
     settings: &Settings,
     model: &Decoder,
     tokenizer: &Option<Tokenizer>,
-    eval: &Option<Dataset>,
+    eval: &Option<Rows>,
 ) -> Result<Option<Vec<Prediction>>> {
     if !settings.predict_with_generate {
         return Ok(None);
     }
-    let (Some(tokenizer), Some(eval)) = (tokenizer, eval) else {
+    let (Some(tokenizer), Some(eval)) =
+        (tokenizer, eval.as_ref().and_then(Rows::text))
+    else {
         bail!(
             "--predict-with-generate needs --eval-file or --validation-split, and a tokenizer.json"
         );

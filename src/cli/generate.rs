@@ -3,6 +3,7 @@ use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
+use downhill::lora::TaskType;
 use downhill::models::{self, LoadOptions};
 use downhill::train::ComputeDtype;
 use downhill::{device, lora};
@@ -86,6 +87,13 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         models::load_cached(&g.model, cache, &options, say, &mut |_, _| ())?;
     model.notes.iter().for_each(|note| eprintln!("{}: {note}", g.model.display()));
     if let Some(dir) = &g.adapter {
+        if lora::read_config(dir)?.task_type == TaskType::SeqCls {
+            bail!(
+                "--adapter: {} scores whole texts and writes none; use downhill \
+                 evaluate with its --task",
+                dir.display()
+            );
+        }
         let parameters = model.named_parameters();
         lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
     }

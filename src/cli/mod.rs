@@ -3,6 +3,7 @@
 //!
 //! A file per subcommand: its flags as a struct with `run`.
 mod doctor;
+mod evaluate;
 mod finetune;
 mod generate;
 mod merge;
@@ -29,6 +30,9 @@ enum Command {
     /// Train LoRA adapters on rows of text
     #[command(args_override_self = true)]
     Finetune(Box<finetune::Finetune>),
+    /// Measure loss and metric on held-out rows
+    #[command(args_override_self = true)]
+    Evaluate(evaluate::Evaluate),
     /// Show rows as the model sees them, or list a file's bad rows
     #[command(args_override_self = true)]
     Preview(preview::Preview),
@@ -54,6 +58,7 @@ pub fn run() -> Result<ExitCode> {
     };
     match cli.command {
         Command::Finetune(c) => c.run(),
+        Command::Evaluate(c) => c.run(),
         Command::Preview(c) => c.run(),
         Command::Generate(c) => c.run(),
         Command::Merge(c) => c.run(),

@@ -1,6 +1,7 @@
 //! The training loop.
-use super::loss::{blame_gradient, blame_loss};
-use super::{Run, StepLog, When, batch_loss, mean_loss, state};
+use super::loss::{blame_gradient, blame_loss, loss_of};
+use super::memory::resident;
+use super::{Run, StepLog, When, state};
 use crate::data::Batch;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm;
@@ -28,6 +29,16 @@ pub enum Outcome {
 /// that step is saved first. What evaluating, saving and logging return.
 pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     let mut window = run.window;
+    // On a GPU what the process holds says nothing of activations.
+    let before = (!run.model.device().is_cuda()).then(resident).flatten();
+    let measured = run.settings.eval_strategy != When::No;
+    if run.step == 0
+        && measured
+        && let Some(found) = run.evaluate()?
+    {
+        run.log.say(&format!("before  eval {found}"));
+        run.before = found.json();
+    }
     let mut busy = Duration::ZERO;
     let max_norm = match run.settings.max_grad_norm {
         0. => f64::INFINITY,
@@ -47,13 +58,17 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         run.optimizer.zero_grad();
         let mut loss = Tensor::zeros([], (Kind::Float, run.model.device()));
         for (batch, mode) in &batches {
-            let part = batch_loss(&run.model, batch, *mode)? / learned as f64;
+            let part = loss_of(&run.model, run.head.as_ref(), batch, *mode)?;
+            let part = part / learned as f64;
+            let grown = resident().zip(before).map(|(n, b)| n.saturating_sub(b));
+            run.grown = run.grown.max(grown);
             part.f_backward()?;
             loss += part.detach();
         }
         let loss = loss.double_value(&[]);
         if !loss.is_finite() {
-            let why = blame_loss(&run.model, &batches, run.step + 1);
+            let why =
+                blame_loss(&run.model, run.head.as_ref(), &batches, run.step + 1);
             return Err(stopped_by(run, window, why));
         }
         let grad_norm = clip_grad_norm(run.optimizer.params(), max_norm);
@@ -81,11 +96,10 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
             (window, busy) = (Window::default(), Duration::ZERO);
         }
         if due(run, run.settings.eval_strategy, run.settings.eval_steps)
-            && let Some(eval) = &run.eval
+            && let Some(found) = run.evaluate()?
         {
-            let size = run.settings.per_device_train_batch_size;
-            let loss = mean_loss(&run.model, eval, size)?;
-            run.log.eval(run.step, run.epoch(), loss)?;
+            run.log.eval(run.step, run.epoch(), &found)?;
+            run.after = Some(found).filter(|_| run.step == run.total);
         }
         let stopping = stop.load(Ordering::Relaxed) && run.step < run.total;
         let saving = due(run, run.settings.save_strategy, run.settings.save_steps);
@@ -95,6 +109,9 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
                 return Ok(Outcome::Stopped(run.step, dir));
             }
         }
+    }
+    if measured && run.after.is_none() {
+        run.after = run.evaluate()?;
     }
     Ok(Outcome::Finished)
 }
@@ -119,14 +136,11 @@ fn micro_batches(run: &mut Run) -> Result<Vec<(Batch, Mode)>> {
     let mut batches = Vec::with_capacity(accumulation);
     for j in 0..accumulation {
         let packs = packs.min(first + j * size)..packs.min(first + (j + 1) * size);
-        let rows = packs.flat_map(|k| run.plan.pack(k));
-        let rows = rows.filter_map(|&i| run.train.row(i as usize).transpose());
-        let rows = rows.collect::<Result<Vec<_>>>()?;
-        if rows.is_empty() {
+        let rows = packs.flat_map(|k| run.plan.pack(k)).map(|&i| i as usize);
+        let Some(batch) = run.train.batch(&rows.collect::<Vec<_>>())? else {
             continue;
-        }
-        let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
-        let batch = Batch::collate(&rows).to(run.model.device());
+        };
+        let batch = batch.to(run.model.device());
         let step = run.step as u64 * accumulation as u64 + j as u64;
         batches.push((batch, Mode::Train { seed: s.seed, step }));
     }
@@ -144,7 +158,7 @@ fn due(run: &Run, when: When, steps: i64) -> bool {
 fn save(run: &Run, window: Window) -> Result<PathBuf> {
     let mut state = run.state();
     state["pending"] = serde_json::json!([window.loss, window.steps, window.tokens]);
-    state::save(&run.settings, &run.lora, &*run.optimizer, &state)
+    state::save(run, &state)
 }
 
 /// Saves the state before the step that failed, and says so.

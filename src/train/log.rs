@@ -1,4 +1,5 @@
 //! What a run tells: a progress line, `log_history`, TensorBoard.
+use super::Evaluation;
 use super::events::Events;
 use crate::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -88,15 +89,21 @@ impl Log {
         Ok(())
     }
 
-    /// A loss on the eval file.
-    pub fn eval(&mut self, step: i64, epoch: f64, eval_loss: f64) -> Result<()> {
-        let entry = json!({ "step": step, "epoch": epoch, "eval_loss": eval_loss });
-        self.history.push(entry);
-        self.say(&format!("step {step}  eval loss {eval_loss:.4}"));
-        match &mut self.events {
-            Some(events) => events.scalar("eval/loss", step, eval_loss),
-            None => Ok(()),
+    /// What the eval file gave.
+    pub fn eval(&mut self, step: i64, epoch: f64, found: &Evaluation) -> Result<()> {
+        let mut entry = json!({ "step": step, "epoch": epoch });
+        let numbers = [&[("loss", found.loss)], &found.named()[..]].concat();
+        for (name, value) in &numbers {
+            entry[format!("eval_{name}")] = json!(value);
         }
+        self.history.push(entry);
+        self.say(&format!("step {step}  eval {found}"));
+        if let Some(events) = &mut self.events {
+            for (name, value) in numbers {
+                events.scalar(&format!("eval/{name}"), step, value)?;
+            }
+        }
+        Ok(())
     }
 
     /// A line above the progress line.

@@ -1,4 +1,5 @@
 //! The loss of a batch, and where it stopped being a number.
+use super::Head;
 use crate::data::{Batch, Dataset};
 use crate::models::Decoder;
 use crate::nn::Mode;
@@ -16,7 +17,19 @@ pub fn batch_loss(model: &Decoder, batch: &Batch, mode: Mode) -> Result<Tensor> 
     model.loss(&hidden.index_select(0, &batch.learned), &batch.targets)
 }
 
-fn hidden(
+/// As [`batch_loss`], or the head's loss of the rows.
+pub(super) fn loss_of(
+    model: &Decoder,
+    head: Option<&Head>,
+    batch: &Batch,
+    mode: Mode,
+) -> Result<Tensor> {
+    let Some(head) = head else { return batch_loss(model, batch, mode) };
+    let hidden = hidden(model, batch, mode, &mut |_, _| ())?; // (N, D)
+    head.loss(&hidden.index_select(0, &batch.learned), &batch.targets)
+}
+
+pub(super) fn hidden(
     model: &Decoder,
     batch: &Batch,
     mode: Mode,
@@ -49,6 +62,7 @@ pub fn mean_loss(model: &Decoder, data: &Dataset, batch_size: usize) -> Result<f
 /// Says which rows and which layer made the loss of a step infinite or NaN.
 pub(super) fn blame_loss(
     model: &Decoder,
+    head: Option<&Head>,
     batches: &[(Batch, Mode)],
     step: i64,
 ) -> Error {
@@ -70,8 +84,11 @@ pub(super) fn blame_loss(
                     found = Some((name.to_string(), faulty(x)));
                 }
             })?;
-            if found.is_none() && !finite(&batch_loss(model, batch, *mode)?) {
-                found = Some(("lm_head".into(), faulty(&model.logits(&x)?)));
+            if found.is_none() && !finite(&loss_of(model, head, batch, *mode)?) {
+                found = Some(match head {
+                    None => ("lm_head".into(), faulty(&model.logits(&x)?)),
+                    Some(head) => ("score".into(), faulty(&head.scores(&x)?)),
+                });
             }
             Ok(found)
         };

@@ -1,14 +1,14 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
-use super::{Log, OptimizerType, Settings, Switch, state};
+use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
 use crate::checkpoint::atomic;
-use crate::data::{Dataset, Grouping, Plan, RowEncoder, Tokenizer};
-use crate::lora::{self, LoraConfig};
-use crate::models::{self, Decoder, LoadOptions};
-use crate::optim::{Adam, AdamW, Driver, Optimizer, Param, Sgd};
+use crate::data::{Dataset, Grouping, Plan, Tokenizer};
+use crate::lora::{self, LoraConfig, TaskType};
+use crate::models::Decoder;
+use crate::optim::{Optimizer, Param};
 use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
-use crate::{Error, Result, device, hub};
+use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,8 @@ pub struct Run {
     pub settings: Settings,
     /// The base model with its adapters.
     pub model: Decoder,
+    /// Scores for whole rows, where the task is not to continue text.
+    pub head: Option<Head>,
     /// The adapters' settings: the flags', or the initial adapter's.
     pub lora: LoraConfig,
     /// What PiSSA took out of the weights, if it did.
@@ -27,11 +29,11 @@ pub struct Run {
     /// Learning rate by step.
     pub schedule: Box<dyn Schedule>,
     /// Rows to learn from.
-    pub train: Dataset,
+    pub train: Rows,
     /// Which rows an epoch takes together.
     pub plan: Plan,
     /// Rows to measure on.
-    pub eval: Option<Dataset>,
+    pub eval: Option<Rows>,
     /// The model's tokenizer, if its folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// Steps taken.
@@ -42,105 +44,13 @@ pub struct Run {
     pub per_epoch: i64,
     /// What is told and kept of the run.
     pub log: Log,
+    /// What the eval file gave before the first step.
+    pub before: Value,
+    /// And after the last.
+    pub after: Option<Evaluation>,
+    /// By how much a forward pass made the memory of the process grow, at most.
+    pub grown: Option<usize>,
     pub(super) window: Window,
-}
-
-/// A model with its data, before adapters.
-pub struct Base {
-    /// The base model.
-    pub model: Decoder,
-    /// Its tokenizer, if its folder has one.
-    pub tokenizer: Option<Tokenizer>,
-    /// Rows to learn from.
-    pub train: Dataset,
-    /// Rows to measure on.
-    pub eval: Option<Dataset>,
-}
-
-impl Base {
-    /// Reads model and rows. `say` gets a line for each thing that is done.
-    ///
-    /// # Errors
-    /// A setting that cannot work; what reading model, tokenizer and rows returns.
-    pub fn load(settings: &Settings, say: &mut dyn FnMut(&str)) -> Result<Self> {
-        settings.check()?;
-        let device = device::parse(&settings.device)?;
-        check_folder(&settings.model)?;
-        // The rows first: they are read in a moment, and wrong more often.
-        let config = models::read_config(&settings.model)?;
-        let tokenizer = match settings.model.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::from_dir(&settings.model)?),
-            false => None,
-        };
-        let encoder = RowEncoder {
-            completion_only_loss: settings.completion_only_loss,
-            assistant_only_loss: settings.assistant_only_loss,
-            ..RowEncoder::new(
-                tokenizer.as_ref(),
-                settings.max_length,
-                config.vocab_size,
-            )
-        };
-        let mut read = |path: &Path| -> Result<Dataset> {
-            let data = Dataset::read(path, encoder.clone())?;
-            say(&format!("{}: {}", path.display(), data.summary));
-            Ok(data)
-        };
-        let mut train = read(&settings.train_file)?;
-        let mut eval = settings.eval_file.as_deref().map(&mut read).transpose()?;
-        if settings.validation_split > 0. {
-            let (rest, held) =
-                train.split(settings.validation_split, settings.seed)?;
-            say(&format!("of these, {} rows are kept for measuring", held.len()));
-            (train, eval) = (rest, Some(held));
-        }
-        let options = LoadOptions {
-            quantize: settings.load_in_4bit,
-            blocksize: settings.bnb_4bit_blocksize,
-            double_quant: settings.bnb_4bit_use_double_quant,
-            kind: settings.compute_dtype.kind(device),
-            device,
-        };
-        let cache = settings.quantized_cache.as_path();
-        let mut model = models::load_cached(
-            &settings.model,
-            (cache != Path::new("off")).then_some(cache),
-            &options,
-            say,
-            &mut |_, _| (),
-        )?;
-        for note in &model.notes {
-            say(&format!("{}: {note}", settings.model.display()));
-        }
-        model.checkpointing = match settings.gradient_checkpointing {
-            Switch::Auto => device.is_cuda(),
-            Switch::True => true,
-            Switch::False => false,
-        };
-        let what = if settings.load_in_4bit { "NF4" } else { "unquantized" };
-        say(&format!(
-            "{}: {what}, {:.1} MiB, computing in {:?} on {device:?}",
-            settings.model.display(),
-            model.bytes() as f64 / 1024f64.powi(2),
-            options.kind
-        ));
-        Ok(Self { model, tokenizer, train, eval })
-    }
-}
-
-/// A folder, said in words if it is not.
-fn check_folder(model: &Path) -> Result<()> {
-    match model.is_dir() {
-        true => Ok(()),
-        false => Err(Error::setting(
-            "--model",
-            format!(
-                "`{}` is no folder; name one with config.json and \
-                 model.safetensors",
-                model.display()
-            ),
-        )),
-    }
 }
 
 impl Run {
@@ -154,22 +64,32 @@ impl Run {
         settings: Settings,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let Base { mut model, tokenizer, train, eval } = base;
+        let Base { mut model, head, tokenizer, train, eval } = base;
         let out = &settings.output_dir;
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
-        let parameters = model.named_parameters();
+        let score = || head.iter().map(Head::named);
+        let mut parameters = model.named_parameters();
+        parameters.extend(score());
         let parts = (model.linears_mut(), parameters);
-        let (lora, adapters) = match from.as_ref().or(settings.init_adapter.as_ref())
-        {
-            Some(dir) => lora::load_adapter(dir, parts, device)?,
-            None => {
-                let config = settings.lora();
-                let named = lora::attach(parts, &config, settings.seed, device)?;
-                (config, named)
+        let (mut lora, mut adapters) =
+            match from.as_ref().or(settings.init_adapter.as_ref()) {
+                Some(dir) => lora::load_adapter(dir, parts, device)?,
+                None => {
+                    let config = settings.lora();
+                    let named = lora::attach(parts, &config, settings.seed, device)?;
+                    (config, named)
+                }
+            };
+        // An adapter of another task may be a start: the head is then new.
+        for (name, t) in score() {
+            lora.task_type = TaskType::SeqCls;
+            if !adapters.iter().any(|(n, _)| *n == name) {
+                adapters.push((name, t.set_requires_grad(true)));
+                lora.modules_to_save.push("score".into());
             }
-        };
-        let lora = LoraConfig { dropout: settings.lora_dropout, ..lora };
+        }
+        lora.dropout = settings.lora_dropout;
         let starts = lora::init::pissa_starts(model.linears_mut());
         for (_, linear) in model.linears_mut() {
             if let Some(adapter) = &mut linear.lora {
@@ -203,11 +123,7 @@ impl Run {
             adapters.iter().filter(|(n, _)| n.ends_with("lora_A.weight")).count()
         ));
         let params = Param::with_decay(adapters, |_, _| settings.weight_decay);
-        let mut optimizer: Box<dyn Optimizer> = match settings.optim {
-            OptimizerType::Adamw => Box::new(Driver::new(AdamW::default(), params)),
-            OptimizerType::Adam => Box::new(Driver::new(Adam::default(), params)),
-            OptimizerType::Sgd => Box::new(Driver::new(Sgd::default(), params)),
-        };
+        let mut optimizer = settings.optimizer(params);
 
         let plan = plan(&train, &settings, say)?;
         let per_epoch = state::steps_per_epoch(
@@ -226,9 +142,10 @@ impl Run {
         let logging_dir = Some(settings.logging_dir.as_path());
         let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
         Ok(Self {
-            schedule: settings.schedule(total),
+            schedule: settings.schedule(total)?,
             settings,
             model,
+            head,
             lora,
             starts,
             optimizer,
@@ -240,6 +157,9 @@ impl Run {
             total,
             per_epoch,
             log,
+            before: resumed.before,
+            after: None,
+            grown: None,
             window: resumed.window,
         })
     }
@@ -252,12 +172,26 @@ impl Run {
     pub(super) fn state(&self) -> Value {
         let steps = (self.step, self.total);
         let history = &self.log.history;
-        state::trainer_state(&self.settings, steps, self.epoch(), history)
+        let epoch = self.epoch();
+        let mut state = state::trainer_state(&self.settings, steps, epoch, history);
+        state["eval_before"] = self.before.clone();
+        if let Some(after) = &self.after {
+            state["eval_after"] = after.json();
+        }
+        state
     }
 
-    /// Writes adapter, `trainer_state.json` and the loss curve into the output folder.
+    /// The loss and the metrics on the eval file, if there is one.
+    pub fn evaluate(&self) -> Result<Option<Evaluation>> {
+        let size = self.settings.per_device_train_batch_size;
+        let run =
+            |rows| Evaluation::run(&self.model, self.head.as_ref(), rows, size);
+        self.eval.as_ref().map(run).transpose()
+    }
+
+    /// Writes adapter and `trainer_state.json` into the output folder.
     pub fn finish(&self) -> Result<()> {
-        let late = self.train.skipped_late();
+        let late = self.train.text().map_or(vec![], Dataset::skipped_late);
         if let Some(first) = late.first() {
             let n = late.len();
             self.log
@@ -265,17 +199,15 @@ impl Run {
         }
         self.log.finish();
         let out = &self.settings.output_dir;
-        let base = hub::name_of(&self.settings.model);
-        let mut adapters = state::adapters(&*self.optimizer);
+        let mut trained = state::adapters(&*self.optimizer);
         let mut lora = self.lora.clone();
         // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.
         if !self.starts.is_empty() && !lora.use_dora {
             let starts = &self.starts;
-            (lora, adapters) = lora::init::pissa_to_lora(&lora, &adapters, starts);
+            (lora, trained) = lora::init::pissa_to_lora(&lora, &trained, starts);
         }
-        lora::save_adapter(out, &lora, &base, &adapters)?;
-        state::write_json(&out.join(state::STATE), &self.state())?;
-        self.curve()?.save(out.join("loss.svg"))
+        state::adapter(self, out, (&lora, &trained))?;
+        state::write_json(&out.join(state::STATE), &self.state())
     }
 
     /// The losses by step.
@@ -284,8 +216,13 @@ impl Run {
             let point = |e: &Value| Some((e["step"].as_f64()?, e[key].as_f64()?));
             self.log.history.iter().filter_map(point).collect()
         };
-        let chart = Chart::new("Fine-tune", "step", "loss per token (nats)")
-            .line("training", series("loss"));
+        let unit = match self.settings.task {
+            Task::CausalLm => "loss per token (nats)",
+            Task::Classification => "loss per row (nats)",
+            Task::Regression => "squared error per row",
+        };
+        let chart =
+            Chart::new("Fine-tune", "step", unit).line("training", series("loss"));
         let eval = series("eval_loss");
         let chart = match eval.is_empty() {
             true => chart,
@@ -297,7 +234,7 @@ impl Run {
 
 /// The order of the rows, as the settings say.
 fn plan(
-    train: &Dataset,
+    train: &Rows,
     settings: &Settings,
     say: &mut dyn FnMut(&str),
 ) -> Result<Plan> {

@@ -4,7 +4,6 @@ use super::{AdapterFlags, InitType};
 use crate::data::Grouping;
 use crate::lora::{LoraConfig, Modules};
 use crate::models::BLOCKSIZES;
-use crate::schedule::{self, Schedule};
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
@@ -55,6 +54,9 @@ pub struct Settings {
     /// Course of the learning rate
     #[arg(long, value_enum, default_value_t = SchedulerType::Cosine)]
     pub lr_scheduler_type: SchedulerType,
+    /// More numbers for it, as JSON: num_cycles; lr_end, power; num_decay_steps
+    #[arg(long)]
+    pub lr_scheduler_kwargs: Option<String>,
     /// Share of the steps in which the learning rate rises
     #[arg(long, default_value_t = 0.03)]
     pub warmup_ratio: f64,
@@ -176,6 +178,17 @@ pub enum Task {
     Regression,
 }
 
+impl Task {
+    /// As the flag has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "causal-lm",
+            Self::Classification => "classification",
+            Self::Regression => "regression",
+        }
+    }
+}
+
 /// Course of the learning rate; see [`crate::schedule`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -185,15 +198,22 @@ pub enum SchedulerType {
     Linear,
     Constant,
     ConstantWithWarmup,
+    CosineWithRestarts,
+    Polynomial,
+    InverseSqrt,
+    WarmupStableDecay,
 }
 
 /// Optimizer; see [`crate::optim`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum OptimizerType {
+    #[value(alias = "adamw_torch", alias = "adamw_torch_fused")]
     Adamw,
     Adam,
     Sgd,
+    Adagrad,
+    Rmsprop,
 }
 
 /// The 4-bit code.
@@ -245,9 +265,9 @@ impl Settings {
     /// Refuses values that cannot work, by flag.
     pub fn check(&self) -> Result<()> {
         let wrong = |flag: &str, what: String| Err(Error::setting(flag, what));
-        if self.task != Task::CausalLm {
-            let what = "only causal-lm in this version";
-            return wrong("--task", what.into());
+        if self.task != Task::CausalLm && self.predict_with_generate {
+            let what = "only with --task causal-lm: the others write no text";
+            return wrong("--predict-with-generate", what.into());
         }
         if self.packing && self.group_by_length {
             let what =
@@ -324,7 +344,8 @@ impl Settings {
                         have in full: add --load-in-4bit false";
             return wrong("--init-lora-weights", what.into());
         }
-        self.lora().check()
+        self.lora().check()?;
+        self.schedule(100).map(drop)
     }
 
     /// How rows are put together.
@@ -345,19 +366,5 @@ impl Settings {
             target_modules: Modules::parse(&self.target_modules),
             ..LoraConfig::default()
         })
-    }
-
-    /// The learning rate over `total` steps.
-    pub fn schedule(&self, total: i64) -> Box<dyn Schedule> {
-        let peak = self.learning_rate;
-        let warmup = (total as f64 * self.warmup_ratio).ceil() as i64;
-        match self.lr_scheduler_type {
-            SchedulerType::Cosine => Box::new(schedule::cosine(peak, warmup, total)),
-            SchedulerType::Linear => Box::new(schedule::linear(peak, warmup, total)),
-            SchedulerType::Constant => Box::new(schedule::constant(peak)),
-            SchedulerType::ConstantWithWarmup => {
-                Box::new(schedule::constant_with_warmup(peak, warmup))
-            }
-        }
     }
 }

@@ -3,8 +3,8 @@
 //! `checkpoint-<step>/` holds the adapter, the optimizer's state and
 //! `trainer_state.json`. Dropout masks and row order are functions of seed, step and
 //! epoch, so no generator state is saved.
-use super::Settings;
 use super::fit::Window;
+use super::{Run, Settings};
 use crate::checkpoint::{atomic, read_safetensors, save_safetensors};
 use crate::lora::{self, LoraConfig};
 use crate::optim::Optimizer;
@@ -60,18 +60,11 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// Writes `checkpoint-<step>` in the output folder, whole or not at all.
-pub(super) fn save(
-    settings: &Settings,
-    lora: &LoraConfig,
-    optimizer: &dyn Optimizer,
-    state: &Value,
-) -> Result<PathBuf> {
-    let step = state["global_step"].as_i64().unwrap_or(0);
-    let dir = settings.output_dir.join(format!("checkpoint-{step}"));
-    let base = hub::name_of(&settings.model);
+pub(super) fn save(run: &Run, state: &Value) -> Result<PathBuf> {
+    let dir = run.settings.output_dir.join(format!("checkpoint-{}", run.step));
     atomic::dir(&dir, |partial| {
-        lora::save_adapter(partial, lora, &base, &adapters(optimizer))?;
-        let tensors = optimizer.state();
+        adapter(run, partial, (&run.lora, &adapters(&*run.optimizer)))?;
+        let tensors = run.optimizer.state();
         save_safetensors(&partial.join(OPTIMIZER), &tensors, &[("format", "pt")])?;
         write_json(&partial.join(STATE), state)
     })?;
@@ -84,6 +77,20 @@ pub(super) fn adapters(optimizer: &dyn Optimizer) -> lora::Named {
     optimizer.params().iter().map(named).collect()
 }
 
+/// Writes what was trained into `dir`, and with a head what its scores mean.
+pub(super) fn adapter(
+    run: &Run,
+    dir: &Path,
+    (lora, trained): (&LoraConfig, &lora::Named),
+) -> Result<()> {
+    let base = hub::name_of(&run.settings.model);
+    lora::save_adapter(dir, lora, &base, trained)?;
+    match &run.head {
+        Some(head) => head.save_config(dir, &run.settings.model),
+        None => Ok(()),
+    }
+}
+
 /// Where a resumed run goes on.
 #[derive(Default)]
 pub(super) struct Resumed {
@@ -91,6 +98,8 @@ pub(super) struct Resumed {
     pub(super) step: i64,
     /// The log so far.
     pub(super) history: Vec<Value>,
+    /// What the eval file gave before the first step.
+    pub(super) before: Value,
     /// What was summed since its last entry.
     pub(super) window: Window,
 }
@@ -116,6 +125,7 @@ pub(super) fn restore(
     };
     let now = serde_json::to_value(settings).unwrap_or_default();
     for key in [
+        "task",
         "seed",
         "train_file",
         "per_device_train_batch_size",
@@ -124,6 +134,7 @@ pub(super) fn restore(
         "max_steps",
         "learning_rate",
         "lr_scheduler_type",
+        "lr_scheduler_kwargs",
         "warmup_ratio",
         "optim",
         "weight_decay",
@@ -164,5 +175,6 @@ pub(super) fn restore(
         steps: pending[1].as_i64().unwrap_or(0),
         tokens: pending[2].as_i64().unwrap_or(0),
     };
-    Ok(Resumed { step, history: history.clone(), window })
+    let before = state["eval_before"].clone();
+    Ok(Resumed { step, history: history.clone(), before, window })
 }

@@ -36,6 +36,7 @@ mod parity_optim;
 mod parity_train;
 mod quant;
 mod schedule;
+mod tasks;
 mod tiny;
 mod train;
 

@@ -6,6 +6,7 @@ mod adapters;
 mod checkpoints;
 mod families;
 mod flags;
+mod labels;
 mod quantized;
 mod rows;
 

@@ -1,8 +1,9 @@
-//! No dequantized weight outlives its use. Measured as the peak of resident memory of
+//! No dequantized weight outlives its use, and no table of all scores is ever there.
+//! Measured as the peak of resident memory of
 //! a process of its own, which runs this very test with an environment variable set.
 #![cfg(target_os = "linux")]
 use crate::common::wave;
-use downhill::nn::{Adapter, Linear, Mode, Weight};
+use downhill::nn::{Adapter, Linear, Mode, Weight, cross_entropy};
 use downhill::quant::Nf4Tensor;
 use std::path::Path;
 use std::process::Command;
@@ -226,4 +227,47 @@ fn no_dequantized_weight_outlives_its_use() {
     let (growth, model) = child(NAME, "recorded", None);
     println!("recorded: peak {:.1} MiB", mib(growth));
     assert!(growth > bound(model) && growth > LAYERS * WEIGHT * 9 / 10);
+}
+
+const TOKENS: i64 = 2000;
+const VOCABULARY: i64 = 60_000;
+/// All scores in f32: what must never be in memory.
+const SCORES: usize = (TOKENS * VOCABULARY * 4) as usize;
+
+/// In the process of its own: the loss of all tokens with its gradients, prints the
+/// growth and the size of the head.
+fn measure_scores(ours: bool) {
+    tch::set_num_threads(1);
+    let h = wave(&[TOKENS, 16], Kind::Float).set_requires_grad(true);
+    let w = wave(&[VOCABULARY, 16], Kind::Float);
+    let targets = Tensor::arange(TOKENS, (Kind::Int64, Device::Cpu));
+    let before = status("VmRSS");
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let loss = match ours {
+        true => cross_entropy(&h, &w, &targets).unwrap(),
+        false => {
+            let (none, sum) = (None::<Tensor>, tch::Reduction::Sum);
+            let scores = h.linear(&w, None::<Tensor>);
+            scores.cross_entropy_loss(&targets, none, sum, -100, 0.)
+        }
+    };
+    loss.backward();
+    assert!(h.grad().defined());
+    let growth = status("VmHWM").saturating_sub(before);
+    println!("\ngrowth {growth} model {}", w.numel() * 4);
+}
+
+#[test]
+fn the_loss_never_holds_all_scores() {
+    if let Ok(mode) = std::env::var(MODE) {
+        return measure_scores(mode == "ours");
+    }
+    let name = "memory::the_loss_never_holds_all_scores";
+    let mib = |n: usize| n >> 20;
+    let (ours, _) = child(name, "ours", None);
+    let (plain, _) = child(name, "plain", None);
+    println!("{} MiB, libtorch {} MiB of {}", mib(ours), mib(plain), mib(SCORES));
+    assert!(ours < SCORES / 2, "{} MiB", mib(ours));
+    // The check can fail.
+    assert!(plain > SCORES, "{} MiB", mib(plain));
 }

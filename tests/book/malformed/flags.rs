@@ -45,13 +45,37 @@ fn finetune_flags() {
         (&["--compute-dtype=f64"], &["--compute-dtype", "f64"]),
         (&["--max-length=1"], &["--max-length", "1"]),
         (&["--max-length=0"], &["--max-length", "0"]),
+        (&["--task=classification"], &["rows.jsonl:1", "`text`", "missing"]),
+        (&["--task=regression"], &["rows.jsonl:1", "`text`", "missing"]),
+        (
+            &["--task=classification", "--predict-with-generate"],
+            &["--predict-with-generate", "causal-lm"],
+        ),
+        (&["--lr-scheduler-kwargs=3"], &["--lr-scheduler-kwargs", "JSON"]),
+        (
+            &["--lr-scheduler-kwargs={\"num_cycles\": 3}"],
+            &["--lr-scheduler-kwargs", "num_cycles", "Cosine"],
+        ),
+        (
+            &[
+                "--lr-scheduler-type=polynomial",
+                "--lr-scheduler-kwargs={\"lr_end\": 1}",
+            ],
+            &["--lr-scheduler-kwargs", "lr_end"],
+        ),
+        (
+            &[
+                "--lr-scheduler-type=cosine_with_restarts",
+                "--lr-scheduler-kwargs={\"num_cycles\": 0.5}",
+            ],
+            &["--lr-scheduler-kwargs", "num_cycles", "whole"],
+        ),
         (&["--packing=perhaps"], &["--packing", "perhaps"]),
         (&["--packing", "--group-by-length"], &["--group-by-length", "one of both"]),
         (&["--validation-split=2"], &["--validation-split", "2", "0.1"]),
         (&["--validation-split=-0.1"], &["--validation-split"]),
         (&["--validation-split=nan"], &["--validation-split", "NaN"]),
         (&["--completion-only-loss=some"], &["--completion-only-loss", "some"]),
-        (&["--task=classification"], &["--task"]),
         (&["--seed=-1"], &["--seed"]),
         (&["--device=tpu"], &["--device", "tpu", "cuda:N"]),
         (&["--device=cuda:99"], &["--device", "cuda:99"]),

@@ -1,0 +1,147 @@
+//! `downhill evaluate`: the loss and the metric of held-out rows.
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args};
+use downhill::data::{Labels, RowEncoder, Tokenizer};
+use downhill::models::{self, LoadOptions};
+use downhill::train::{
+    ComputeDtype, Evaluation, Head, Rows, Task, exact_match, predict, saved_labels,
+};
+use downhill::{checkpoint::atomic, device, lora};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub(super) struct Evaluate {
+    /// Checkpoint folder
+    #[arg(long)]
+    model: PathBuf,
+    /// Adapter folder, as finetune and PEFT write it
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Rows to measure on: JSONL, or with labels also CSV
+    #[arg(long)]
+    eval_file: PathBuf,
+    /// What the rows hold; classification and regression need the adapter's score head
+    #[arg(long, value_enum, default_value_t = Task::CausalLm)]
+    task: Task,
+    /// Rows in one forward pass
+    #[arg(long, default_value_t = 8)]
+    per_device_eval_batch_size: usize,
+    /// Tokens per row; longer rows are cut
+    #[arg(long, default_value_t = 1024)]
+    max_length: usize,
+    /// Answer the prompts as well, and count exact matches (causal-lm)
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    predict_with_generate: bool,
+    /// Write the numbers here, as JSON
+    #[arg(long)]
+    output_file: Option<PathBuf>,
+    /// Hold the model in 4 bits
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    load_in_4bit: bool,
+    /// auto: bf16 on a GPU, f32 on a CPU
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
+    compute_dtype: ComputeDtype,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+impl Evaluate {
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        self.model = super::resolve(&self.model)?;
+        if self.per_device_eval_batch_size == 0 {
+            bail!("--per-device-eval-batch-size: 0; at least 1");
+        }
+        let labelled = self.task != Task::CausalLm;
+        if labelled && self.predict_with_generate {
+            bail!("--predict-with-generate: only with --task causal-lm");
+        }
+        let labels = self.labels()?;
+        let device = device::parse(&self.device)?;
+        let config = models::read_config(&self.model)?;
+        let tokenizer = match self.model.join("tokenizer.json").exists() {
+            true => Some(Tokenizer::from_dir(&self.model)?),
+            false => None,
+        };
+        let vocabulary = config.vocab_size;
+        let encoder =
+            RowEncoder::new(tokenizer.as_ref(), self.max_length, vocabulary);
+        let rows =
+            Rows::load(&self.eval_file, self.task, &encoder, labels.as_ref())?;
+        eprintln!("{}: {rows}", self.eval_file.display());
+        let options = LoadOptions {
+            quantize: self.load_in_4bit,
+            blocksize: 64,
+            double_quant: true,
+            kind: self.compute_dtype.kind(device),
+            device,
+        };
+        let mut model = models::load(&self.model, &options, &mut |_, _| ())?;
+        let head = rows.labels().cloned();
+        let head = head.map(|l| Head::random(l, config.hidden_size, 0, device));
+        if let Some(dir) = &self.adapter {
+            let mut parameters = model.named_parameters();
+            parameters.extend(head.iter().map(Head::named));
+            lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
+        }
+        let size = self.per_device_eval_batch_size;
+        let found = Evaluation::run(&model, head.as_ref(), &rows, size)?;
+        let mut all = found.json();
+        all["rows"] = json!(rows.len());
+        println!("{found}");
+        if self.predict_with_generate {
+            let (Some(tokenizer), Some(text)) = (&tokenizer, rows.text()) else {
+                bail!("--predict-with-generate needs a tokenizer.json");
+            };
+            let given = predict(&model, tokenizer, text, &mut |_, _| ())?;
+            let right = exact_match(&given);
+            println!("exact match {:.1} % of {} rows", 100. * right, given.len());
+            all["eval_exact_match"] = json!(right);
+        }
+        if let Some(path) = &self.output_file {
+            let text = serde_json::to_string_pretty(&all)? + "\n";
+            atomic::bytes(path, text.as_bytes())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// What the scores of the adapter mean; None if nothing says so.
+    fn labels(&self) -> Result<Option<Labels>> {
+        if self.task == Task::CausalLm {
+            return Ok(None);
+        }
+        let Some(dir) = &self.adapter else {
+            bail!(
+                "--adapter: needed for --task {}: its score head",
+                self.task.name()
+            );
+        };
+        let config = lora::read_config(dir)?;
+        if !config.modules_to_save.iter().any(|m| m == "score") {
+            bail!(
+                "--task {}: the adapter in {} has no score head (modules_to_save); it \
+                 was trained for --task causal-lm",
+                self.task.name(),
+                dir.display()
+            );
+        }
+        let labels = saved_labels(dir)?;
+        match (self.task, &labels) {
+            (Task::Classification, Some(Labels::Numbers)) => {
+                bail!(
+                    "--task classification: the adapter is one of --task regression"
+                )
+            }
+            (Task::Regression, Some(Labels::Classes(_))) => {
+                bail!(
+                    "--task regression: the adapter is one of --task classification"
+                )
+            }
+            _ => Ok(labels),
+        }
+    }
+}

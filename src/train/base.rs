@@ -1,0 +1,136 @@
+//! The model and the rows of a run.
+use super::{Head, Rows, Settings, Switch, Task, saved_labels, state};
+use crate::data::{Labels, RowEncoder, Tokenizer};
+use crate::models::{self, Decoder, LoadOptions};
+use crate::{Error, Result, device};
+use std::path::Path;
+
+/// A model with its data, before adapters.
+pub struct Base {
+    /// The base model.
+    pub model: Decoder,
+    /// Scores for whole rows, where the task is not to continue text.
+    pub head: Option<Head>,
+    /// Its tokenizer, if its folder has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// Rows to learn from.
+    pub train: Rows,
+    /// Rows to measure on.
+    pub eval: Option<Rows>,
+}
+
+impl Base {
+    /// Reads model and rows. `say` gets a line for each thing that is done.
+    ///
+    /// # Errors
+    /// A setting that cannot work; what reading model, tokenizer and rows returns.
+    pub fn load(settings: &Settings, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        settings.check()?;
+        let device = device::parse(&settings.device)?;
+        check_folder(&settings.model)?;
+        // The rows first: they are read in a moment, and wrong more often.
+        let config = models::read_config(&settings.model)?;
+        let tokenizer = match settings.model.join("tokenizer.json").exists() {
+            true => Some(Tokenizer::from_dir(&settings.model)?),
+            false => None,
+        };
+        let encoder = RowEncoder {
+            completion_only_loss: settings.completion_only_loss,
+            assistant_only_loss: settings.assistant_only_loss,
+            ..RowEncoder::new(
+                tokenizer.as_ref(),
+                settings.max_length,
+                config.vocab_size,
+            )
+        };
+        let mut read = |path: &Path, labels: Option<&Labels>| -> Result<Rows> {
+            let rows = Rows::load(path, settings.task, &encoder, labels)?;
+            say(&format!("{}: {rows}", path.display()));
+            Ok(rows)
+        };
+        let known = earlier_labels(settings)?;
+        let mut train = read(&settings.train_file, known.as_ref())?;
+        let eval = settings.eval_file.as_deref();
+        let mut eval = eval.map(|path| read(path, train.labels())).transpose()?;
+        if settings.validation_split > 0. {
+            let (rest, held) =
+                train.split(settings.validation_split, settings.seed)?;
+            say(&format!("of these, {} rows are kept for measuring", held.len()));
+            (train, eval) = (rest, Some(held));
+        }
+        let head = train.labels().cloned().map(|labels| {
+            Head::random(labels, config.hidden_size, settings.seed, device)
+        });
+        let options = LoadOptions {
+            quantize: settings.load_in_4bit,
+            blocksize: settings.bnb_4bit_blocksize,
+            double_quant: settings.bnb_4bit_use_double_quant,
+            kind: settings.compute_dtype.kind(device),
+            device,
+        };
+        let cache = settings.quantized_cache.as_path();
+        let mut model = models::load_cached(
+            &settings.model,
+            (cache != Path::new("off")).then_some(cache),
+            &options,
+            say,
+            &mut |_, _| (),
+        )?;
+        for note in &model.notes {
+            say(&format!("{}: {note}", settings.model.display()));
+        }
+        model.checkpointing = match settings.gradient_checkpointing {
+            Switch::Auto => device.is_cuda(),
+            Switch::True => true,
+            Switch::False => false,
+        };
+        let what = if settings.load_in_4bit { "NF4" } else { "unquantized" };
+        say(&format!(
+            "{}: {what}, {:.1} MiB, computing in {:?} on {device:?}",
+            settings.model.display(),
+            model.bytes() as f64 / 1024f64.powi(2),
+            options.kind
+        ));
+        Ok(Self { model, head, tokenizer, train, eval })
+    }
+}
+
+/// A folder, said in words if it is not.
+fn check_folder(model: &Path) -> Result<()> {
+    match model.is_dir() {
+        true => Ok(()),
+        false => Err(Error::setting(
+            "--model",
+            format!(
+                "`{}` is no folder; name one with config.json and \
+                 model.safetensors",
+                model.display()
+            ),
+        )),
+    }
+}
+
+/// The labels of the adapter that this run goes on from, if any.
+fn earlier_labels(settings: &Settings) -> Result<Option<Labels>> {
+    let out = &settings.output_dir;
+    let from = match &settings.resume {
+        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
+        Some(dir) => Some(dir.clone()),
+        None => settings.init_adapter.clone(),
+    };
+    let labels = from.as_deref().map(saved_labels).transpose()?.flatten();
+    match (settings.task, &labels) {
+        (_, None) | (Task::Regression, Some(Labels::Numbers)) => Ok(labels),
+        (Task::Classification, Some(Labels::Classes(_))) => Ok(labels),
+        (task, Some(_)) => {
+            let dir = from.unwrap_or_default();
+            let what = format!(
+                "{}, but the adapter in {} is for another; a new run can begin \
+                 without it",
+                task.name(),
+                dir.display()
+            );
+            Err(Error::setting("--task", what))
+        }
+    }
+}
