@@ -1,4 +1,5 @@
 //! What a setting costs: time and memory.
+use super::peak;
 use super::tables::{Model, Setting, Task, fit, loss, parts};
 use crate::Result;
 use crate::data::Scale;
@@ -25,21 +26,15 @@ pub fn clock(task: &Task, s: Setting, seed: u64) -> Result<f64> {
 /// # Errors
 /// As [`parts`].
 pub fn memory(task: &Task, batch: i64) -> Result<f64> {
-    let status = |key: &str| {
-        let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let line = text.lines().find(|l| l.starts_with(key)).map(String::from);
-        let kib =
-            line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok());
-        kib.unwrap_or(0.) / 1024.
-    };
     let (encoder, [learn, ..]) = parts(task, Scale::Standard, 0)?;
     let model = Model::new(&encoder, 2, 0)?;
     let rows = Tensor::arange(batch, (Kind::Int64, Device::Cpu))
         .remainder(learn.y.size()[0]);
     let batch = learn.pick(&rows);
-    std::fs::write("/proc/self/clear_refs", "5").ok();
-    let before = status("VmRSS");
-    let y = model.forward(&batch.x, Mode::Train { seed: 0, step: 0 })?;
-    loss(task, &y, &batch.y).backward();
-    Ok(status("VmHWM") - before)
+    let bytes = peak(|| {
+        let y = model.forward(&batch.x, Mode::Train { seed: 0, step: 0 })?;
+        loss(task, &y, &batch.y).backward();
+        Ok(())
+    })?;
+    Ok(bytes.unwrap_or(0.) / 1024f64.powi(2))
 }

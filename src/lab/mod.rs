@@ -2,15 +2,21 @@
 //! what makes a comparison fair. Every method gets the same learning rates, the same
 //! seeds and the same batches; results are medians with their range.
 
+pub mod codes;
 pub mod cost;
+mod memory;
+pub mod normality;
 mod parallel;
 mod report;
+mod shipped;
 pub mod tables;
 mod text;
 mod words;
 
+pub use memory::peak;
 pub use parallel::{by_seed, parallel};
 pub use report::Report;
+pub use shipped::Shipped;
 pub use text::{Run, Text, train, train_all};
 pub use words::Words;
 

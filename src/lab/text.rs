@@ -7,6 +7,7 @@ use crate::optim::{Param, state_bytes};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
 
@@ -15,15 +16,19 @@ const BOOKS: &str = "examples/data/corpus";
 /// T of every batch.
 const CONTEXT: usize = 32;
 
-/// The text of a book that ships, looked for from the working folder upwards.
-pub(super) fn read(book: &str) -> Result<String> {
-    let name = format!("{BOOKS}/{book}.txt");
+/// A file that ships, looked for from the working folder upwards.
+pub(super) fn find(name: &str) -> Result<PathBuf> {
     let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
-    let path = here.ancestors().map(|d| d.join(&name)).find(|p| p.is_file());
-    let path = path.ok_or_else(|| {
+    let path = here.ancestors().map(|d| d.join(name)).find(|p| p.is_file());
+    path.ok_or_else(|| {
         let what = "not found from here; run this inside the repository";
-        Error::file(&name, what)
-    })?;
+        Error::file(name, what)
+    })
+}
+
+/// The text of a book that ships.
+pub(super) fn read(book: &str) -> Result<String> {
+    let path = find(&format!("{BOOKS}/{book}.txt"))?;
     std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))
 }
 

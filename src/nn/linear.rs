@@ -105,6 +105,7 @@ impl Linear {
     }
 }
 
+// ANCHOR: nf4_linear
 /// `y = x Wᵀ` with W in 4 bits. Backward needs only W, and dequantizes it again:
 /// recorded as a plain operation, libtorch would keep every dequantized weight until
 /// backward, and 4 bits would save nothing.
@@ -120,3 +121,4 @@ fn nf4_linear(x: &Tensor, q: &Nf4Tensor) -> Result<Tensor> {
     )?;
     Ok(y.remove(0))
 }
+// ANCHOR_END: nf4_linear

@@ -55,6 +55,7 @@ fn borders(map: &[f32; 256]) -> [f32; 255] {
     })
 }
 
+// ANCHOR: encode
 /// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset`
 /// in blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
 ///
@@ -87,7 +88,9 @@ pub fn encode(absmax: &Tensor) -> Result<Absmax> {
         offset,
     })
 }
+// ANCHOR_END: encode
 
+// ANCHOR: decode
 /// The scales again: `code[codes] nested_absmax + offset`, rounded to f32 after the
 /// product and after the sum, as the CUDA kernels round.
 ///
@@ -102,3 +105,4 @@ pub fn decode(
     let scales = in_blocks(&levels, NESTED_BLOCKSIZE) * nested_absmax.unsqueeze(1);
     scales.flatten(0, -1).narrow(0, 0, codes.numel() as i64) + f64::from(offset)
 }
+// ANCHOR_END: decode

@@ -47,6 +47,7 @@ pub const THRESHOLDS: [f32; 15] = [
     0.8614784,
 ];
 
+// ANCHOR: encode
 /// Quantizes `w`, flattened, in blocks of `blocksize` consecutive elements:
 /// `absmax = max |w|` over the block and
 /// `code = #{t in THRESHOLDS : w (1 / absmax) > t}`.
@@ -71,7 +72,9 @@ pub fn encode(w: &Tensor, blocksize: usize) -> (Tensor, Tensor) {
     let packed = code.select(1, 0) * 16 + code.select(1, 1);
     (packed.narrow(0, 0, (n + 1) / 2).contiguous().view([-1, 1]), absmax)
 }
+// ANCHOR_END: encode
 
+// ANCHOR: decode
 /// The inverse of [`encode`]: `CODE[code] absmax`, a product in f32.
 ///
 /// `packed`: u8, `(n + 1) / 2` bytes. `absmax`: f32 `[ceil(n / blocksize)]`. Returns
@@ -86,6 +89,7 @@ pub fn decode(packed: &Tensor, absmax: &Tensor, blocksize: usize, n: i64) -> Ten
     let values = in_blocks(&levels, blocksize) * absmax.unsqueeze(1);
     values.flatten(0, -1).narrow(0, 0, n)
 }
+// ANCHOR_END: decode
 
 /// `flat`, 1-D, as rows of `blocksize`, the last one filled up with zeros.
 pub(super) fn in_blocks(flat: &Tensor, blocksize: usize) -> Tensor {
