@@ -9,6 +9,7 @@ mod chat;
 mod check;
 mod dataset;
 mod encode;
+mod length_cache;
 mod plan;
 mod row_encoder;
 mod rows;
