@@ -44,6 +44,8 @@ impl ChatTemplate {
         let syntax =
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(broken)?);
+        // A template is somebody else's program: it may not run for ever.
+        env.set_fuel(Some(10_000_000));
         env.set_unknown_method_callback(
             minijinja_contrib::pycompat::unknown_method_callback,
         );

@@ -113,7 +113,8 @@ impl Dataset {
 
     fn not_empty(self, max_length: usize) -> Result<Self> {
         if self.summary.rows == 0 {
-            let what = "empty; expected one JSON object per line";
+            let what = "empty; expected one JSON object per line, or in a .csv file a \
+                        header and rows";
             return Err(Error::file(self.path, what));
         }
         let all_seen = self.stream.as_ref().is_none_or(|s| s.len() <= CHUNK);
@@ -137,6 +138,11 @@ impl Dataset {
     /// Whether there is none: never so after reading.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether rows are read as they are taken.
+    pub fn is_streamed(&self) -> bool {
+        self.stream.is_some()
     }
 
     /// The row `i`, counted from 0 in the file's order; `None` where a streamed row

@@ -10,6 +10,7 @@ mod check;
 mod dataset;
 mod encode;
 mod labelled;
+mod length_cache;
 mod plan;
 mod row_encoder;
 mod rows;

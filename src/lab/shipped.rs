@@ -37,6 +37,7 @@ impl Shipped {
         let dir = dir.parent().unwrap_or(&dir);
         let options = LoadOptions {
             quantize: false,
+            blocksize: 64,
             double_quant: false,
             kind: Kind::Float,
             device: Device::Cpu,

@@ -240,7 +240,8 @@ fn plan(
 ) -> Result<Plan> {
     let grouping = settings.grouping();
     let alone = grouping == Grouping::Alone;
-    let lengths = if alone { vec![] } else { train.lengths()? };
+    let cache = settings.output_dir.join("row_lengths.bin");
+    let lengths = if alone { vec![] } else { train.lengths_cached(&cache)? };
     let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
     let plan =
         Plan::new(train.len(), lengths, grouping, settings.seed, settings.shuffle);

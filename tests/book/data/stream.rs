@@ -164,3 +164,29 @@ fn a_split_that_leaves_nothing() {
     let (train, held) = data().split(0.01, 1).unwrap();
     assert_eq!((train.len(), held.len()), (1, 1));
 }
+
+#[test]
+fn lengths_are_kept_until_the_file_changes() {
+    let row = |n: usize| json!({"text": "the ".repeat(n)});
+    let (dir, path) = named("rows.jsonl", rows(&[row(1), row(5)]));
+    let cache = dir.path().join("lengths.bin");
+    let lengths = || Dataset::stream(&path, encoder(99))?.lengths_cached(&cache);
+    let first = lengths().unwrap();
+    assert_eq!(Dataset::read(&path, encoder(99)).unwrap().lengths().unwrap(), first);
+    assert_eq!(lengths().unwrap(), first);
+    // It is the file that is read.
+    let mut bytes = std::fs::read(&cache).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last] += 1;
+    std::fs::write(&cache, &bytes).unwrap();
+    assert_eq!(lengths().unwrap(), [first[0], first[1] + 1]);
+    std::fs::write(&cache, &bytes[..last]).unwrap();
+    assert_eq!(lengths().unwrap(), first, "a cache cut short");
+    std::fs::write(&path, rows(&[row(2), row(3)])).unwrap();
+    let changed = lengths().unwrap();
+    assert_ne!(changed, first);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    let nowhere = dir.path().join("no/lengths.bin");
+    let data = Dataset::stream(&path, encoder(99)).unwrap();
+    common::refused(data.lengths_cached(&nowhere), &["no/lengths.bin"]);
+}

@@ -104,6 +104,17 @@ fn finetune_flags() {
         (&["fine-tune"], &["fine-tune"]),
         (&["finetune"], &["--model", "--train-file"]),
         (&["generate", "--model=@/model"], &["--prompt"]),
+        (&["preview"], &["--model", "--train-file"]),
+        (&["preview", "--model=@/no", "--train-file=@/rows.jsonl"], &["/no"]),
+        (&["preview", "--model=@/model", "--train-file=@/no.jsonl"], &["no.jsonl"]),
+        (
+            &["preview", "--model=@/model", "--train-file=@/no.csv", "--check"],
+            &["no.csv"],
+        ),
+        (
+            &["preview", "--model=@/model", "--train-file=@/rows.jsonl", "--rows=x"],
+            &["--rows"],
+        ),
     ];
     for (args, expected) in bare {
         if let Some(what) = fault(&bench, bench.command(args), expected) {

@@ -91,3 +91,83 @@ fn held_out_rows() {
         None
     );
 }
+
+/// CSV, by training and by looking.
+#[test]
+fn csv_rows() {
+    let cases: [(&str, &[u8], &[&str]); 14] = [
+        ("empty", b"", &["rows.csv: empty", "header"]),
+        ("blank", b"\n\r\n \n", &["rows.csv: empty"]),
+        ("no row", b"prompt,completion\n", &["rows.csv: empty"]),
+        ("two columns of a name", b"text,text\na,b\n", &["rows.csv:1", "`text`"]),
+        ("no header", b"the,hen\nthe,end\n", &["rows.csv:2", "`the`, `hen`"]),
+        ("a cell too few", b"prompt,completion\nthe\n", &["rows.csv:2: 1 cells"]),
+        ("a cell too many", b"text\nthe,hen\n", &["rows.csv:2: 2 cells", "quotes"]),
+        ("half a row", b"prompt\nthe\n", &["rows.csv:2", "`completion`"]),
+        ("an empty cell", b"text\n\"\"\n", &["rows.csv:2: `text` is empty"]),
+        ("an open quote", b"text\n\"the\nhen\n", &["rows.csv:2", "never closed"]),
+        ("not text", b"text\na\n\xff\xfe\n", &["rows.csv:3", "UTF-8"]),
+        ("a header that is not text", b"te\xffxt\na\n", &["rows.csv:1", "UTF-8"]),
+        ("labels", b"text,label\nthe,1\n", &["rows.csv:2", "`label`"]),
+        ("semicolons", b"prompt;completion\nthe;hen\n", &["prompt;completion"]),
+    ];
+    let mut wrong = Vec::new();
+    for (name, bytes, expected) in cases {
+        let bench = Bench::new();
+        bench.put("rows.csv", bytes);
+        let train = bench.finetune(&["--train-file=@/rows.csv"]);
+        let look = bench.command(&[
+            "preview",
+            "--model=@/model",
+            "--train-file=@/rows.csv",
+        ]);
+        for command in [train, look] {
+            if let Some(what) = fault(&bench, command, expected) {
+                wrong.push(format!("{name}: {what}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Chat templates that cannot be trained on.
+#[test]
+fn chats() {
+    let row = json!({"messages": [{"role": "user", "content": "the"},
+                                  {"role": "assistant", "content": "hen"}]});
+    let cases: [(&str, &str, &[&str]); 9] = [
+        ("no template", "", &["rows.jsonl:1", "`messages[0]`", "drops"]),
+        ("unclosed", "{% for m in messages %}", &["chat_template.jinja", "compile"]),
+        ("an unknown tag", "{% frobnicate %}", &["chat_template.jinja", "compile"]),
+        ("an unknown filter", "{{ messages | frobnicate }}", &["frobnicate"]),
+        ("an undefined name", "{{ nothing.there }}", &["rows.jsonl:1", "refuses"]),
+        ("a refusal", "{{ raise_exception('no') }}", &["rows.jsonl:1", "no"]),
+        (
+            "users only",
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            &["rows.jsonl:1", "`messages[1]` (assistant)", "drops"],
+        ),
+        (
+            "another question",
+            "{% for m in messages %}{{ m.role ~ m.content }}{% endfor %}\
+             {% if add_generation_prompt %}bot:{% endif %}",
+            &["rows.jsonl:1", "`messages[1]`", "another prompt"],
+        ),
+        (
+            "for ever",
+            "{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}\
+             {% endfor %}{% endfor %}",
+            &["rows.jsonl:1", "refuses"],
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, template, expected) in cases {
+        let bench = Bench::new();
+        bench.put(ROWS, row.to_string());
+        bench.put("model/chat_template.jinja", template);
+        if let Some(what) = fault(&bench, bench.finetune(&[]), expected) {
+            wrong.push(format!("{name}: {what}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
