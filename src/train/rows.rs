@@ -68,13 +68,13 @@ impl Rows {
         }
     }
 
-    /// Tokens of each row.
+    /// Tokens of each row; those of streamed rows are kept in `cache`.
     ///
     /// # Errors
-    /// A streamed row that is wrong.
-    pub fn lengths(&self) -> Result<Vec<u32>> {
+    /// As [`Dataset::lengths_cached`].
+    pub fn lengths(&self, cache: &Path) -> Result<Vec<u32>> {
         match self {
-            Self::Text(data) => data.lengths(),
+            Self::Text(data) => data.lengths_cached(cache),
             Self::Labelled(data) => {
                 Ok(data.rows.iter().map(|r| r.ids.len() as u32).collect())
             }

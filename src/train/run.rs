@@ -241,7 +241,7 @@ fn plan(
     let grouping = settings.grouping();
     let alone = grouping == Grouping::Alone;
     let cache = settings.output_dir.join("row_lengths.bin");
-    let lengths = if alone { vec![] } else { train.lengths_cached(&cache)? };
+    let lengths = if alone { vec![] } else { train.lengths(&cache)? };
     let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
     let plan =
         Plan::new(train.len(), lengths, grouping, settings.seed, settings.shuffle);
