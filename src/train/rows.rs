@@ -9,7 +9,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub enum Rows {
     /// The tokens themselves are learned.
-    Text(Dataset),
+    Text(Box<Dataset>),
     /// A label each is learned.
     Labelled(Labelled),
 }
@@ -24,7 +24,8 @@ impl Rows {
     ) -> Result<Self> {
         let labels = match (task, labels) {
             (Task::CausalLm, _) => {
-                return Ok(Self::Text(Dataset::read(path, encoder.clone())?));
+                let data = Dataset::read(path, encoder.clone())?;
+                return Ok(Self::Text(Box::new(data)));
             }
             (_, Some(labels)) => labels.clone(),
             (Task::Classification, None) => Labels::Classes(vec![]),
@@ -89,7 +90,7 @@ impl Rows {
         match self {
             Self::Text(data) => {
                 let (rest, held) = data.split(share, seed)?;
-                Ok((Self::Text(rest), Self::Text(held)))
+                Ok((Self::Text(Box::new(rest)), Self::Text(Box::new(held))))
             }
             Self::Labelled(_) => Err(Error::setting(
                 "--validation-split",
@@ -109,7 +110,7 @@ impl Rows {
     /// The rows of text, if they are that.
     pub fn text(&self) -> Option<&Dataset> {
         match self {
-            Self::Text(data) => Some(data),
+            Self::Text(data) => Some(data.as_ref()),
             Self::Labelled(_) => None,
         }
     }
