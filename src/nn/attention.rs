@@ -53,6 +53,7 @@ impl LayerCache {
 
 /// The attention of one layer.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one a layer
 pub enum Attention {
     /// Llama, Qwen2, Qwen3.
     Gqa(Gqa),
