@@ -354,7 +354,7 @@ fn main() -> anyhow::Result<()> {
         runs(std::slice::from_ref(&heavy), steps, seeds.clone(), false, RATE)?;
     let same: Spread = held(&same[0]);
     println!("0.3, the same masks at every step: {same:.2}, new ones {dropped:.2}");
-    assert!(same.overlaps(dropped), "{same}");
+    assert!(quick || same.overlaps(dropped), "{same}");
     report.spread("folklore.same", same);
     report.tolerance("folklore", Some(0.1));
     println!(
@@ -392,7 +392,9 @@ fn main() -> anyhow::Result<()> {
     .log_x()
     .draw()?;
     report.figure("committee", &figure)?;
-    // NOTEBOOK: figure
+    // NOTEBOOK: skip
     report.finish()?;
+    // NOTEBOOK: end
+    // NOTEBOOK: figure
     Ok(())
 }

@@ -347,8 +347,7 @@ fn main() -> anyhow::Result<()> {
         norms = draw_spread(norms, name, &norm_by_step(runs), 1.);
     }
     let idle: Vec<(f64, Spread)> = norm_by_step(&plain[2]);
-    let last: f64 = idle[idle.len() - 1].1.median;
-    report.number("groups.none.norm", last);
+    report.number("groups.none.norm", idle[idle.len() - 1].1.median);
     report.number("groups.none.first", idle[0].1.median);
     report.numbers("groups", [("rate", lr), ("wd", wd)]);
     let none: Spread = held_out(&plain[2]);
