@@ -42,6 +42,13 @@ pub(super) struct Evaluate {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     load_in_4bit: bool,
+    /// Weights that share a scale, as in training
+    #[arg(long, default_value_t = 64)]
+    bnb_4bit_blocksize: usize,
+    /// Quantize the scales of the blocks as well, as in training
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    bnb_4bit_use_double_quant: bool,
     /// auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     compute_dtype: ComputeDtype,
@@ -75,12 +82,15 @@ impl Evaluate {
         eprintln!("{}: {rows}", self.eval_file.display());
         let options = LoadOptions {
             quantize: self.load_in_4bit,
-            blocksize: 64,
-            double_quant: true,
+            blocksize: self.bnb_4bit_blocksize,
+            double_quant: self.bnb_4bit_use_double_quant,
             kind: self.compute_dtype.kind(device),
             device,
         };
         let mut model = models::load(&self.model, &options, &mut |_, _| ())?;
+        for note in &model.notes {
+            eprintln!("{}: {note}", self.model.display());
+        }
         let head = rows.labels().cloned();
         let head = head.map(|l| Head::random(l, config.hidden_size, 0, device));
         if let Some(dir) = &self.adapter {

@@ -45,6 +45,10 @@ pub(super) struct Generate {
     /// Weights that share a scale
     #[arg(long, default_value_t = 64)]
     bnb_4bit_blocksize: usize,
+    /// Quantize the scales of the blocks as well, as in training
+    #[arg(long, action = ArgAction::Set, default_value_t = true,
+          num_args = 0..=1, default_missing_value = "true")]
+    bnb_4bit_use_double_quant: bool,
     /// Folder that keeps the 4-bit form for the next start, or off
     #[arg(long, default_value = "off")]
     quantized_cache: PathBuf,
@@ -76,7 +80,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let options = LoadOptions {
         quantize: g.load_in_4bit,
         blocksize: g.bnb_4bit_blocksize,
-        double_quant: true,
+        double_quant: g.bnb_4bit_use_double_quant,
         kind: g.compute_dtype.kind(device),
         device,
     };

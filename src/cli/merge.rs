@@ -31,8 +31,8 @@ enum Into {
     /// The checkpoint's own: for adapters trained with --load-in-4bit false, or where
     /// the report shows little noise
     Original,
-    /// What the checkpoint's are in NF4, unpacked again: exactly what an adapter saw
-    /// that was trained in 4 bits
+    /// What the checkpoint's are in NF4 (blocks of 64), unpacked again: exactly what an
+    /// adapter saw that was trained in 4 bits with that block size
     Dequantized,
 }
 

@@ -233,16 +233,20 @@ fn a_loss_that_is_not_finite_stops_and_names_the_layer() {
 
 #[test]
 fn evaluate_finds_what_the_run_found() {
-    for task in TASKS {
+    // Quantized in another way than by default, it must be so in both.
+    let other = ["--bnb-4bit-blocksize=32", "--bnb-4bit-use-double-quant=false"];
+    for (task, quantized) in TASKS.into_iter().zip([&other[..0], &other]) {
         let dir = TempDir::new().unwrap();
         let rows = format!("tests/golden/tasks_{task}/rows.jsonl");
         let flags = ["--max-steps=2", "--eval-file", &rows];
-        ok(finetune(task, dir.path(), &flags).output().unwrap());
+        let mut c = finetune(task, dir.path(), &flags);
+        ok(c.args(quantized).output().unwrap());
         let out = dir.path().join("out");
         let found = dir.path().join("found.json");
         let mut c = downhill(&["evaluate", "--model", MODEL, "--task", task]);
         c.args(["--eval-file", &rows, "--device", "cpu"]).arg("--adapter").arg(&out);
         c.args(["--per-device-eval-batch-size", "4", "--output-file"]).arg(&found);
+        c.args(quantized);
         let (said, _) = ok(c.output().unwrap());
         assert!(said.starts_with("loss "), "{said}");
         let found: Value =
