@@ -4,7 +4,8 @@
 
 The job: a Llama of 135 million random weights (SmolLM's shape), rows of about 30
 tokens, batches of 4, LoRA r 16 on q_proj and v_proj, dropout 0.05, AdamW, f32, the
-base in NF4 with double quantization and, beside it, unquantized. Each side is a
+base in NF4 with double quantization and, beside it, unquantized; where the processor
+has bf16 units, in four bits once more in bf16. Each side is a
 process of its own, reads the same checkpoint and the same tokenized rows, and prints a
 line after each step; this program takes the time at which the lines arrive. Tokens
 are unpadded input tokens, from the end of the first step to the end of the last.
@@ -65,18 +66,25 @@ def read_rows():
     return [json.loads(line) for line in (WORK / "rows.jsonl").open()]
 
 
-def worker(four_bit, steps):
+def has_bf16():
+    """Whether this processor multiplies in bf16 by itself."""
+    flags = pathlib.Path("/proc/cpuinfo").read_text()
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags))
+
+
+def worker(four_bit, steps, kind):
     """The peer: the loop that PEFT's and bitsandbytes' documentation show."""
     import peft
     import torch
     import transformers
 
-    options = {"dtype": torch.float32}
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[kind]
+    options = {"dtype": dtype}
     if four_bit:
         options["device_map"] = {"": "cpu"}
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         )
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(WORK / "model", **options)
@@ -104,9 +112,11 @@ def worker(four_bit, steps):
         print(f"step {step} loss {loss.item():.6f}", flush=True)
 
 
-def command(side, four_bit, steps, binary):
+def command(side, mode, steps, binary):
+    four_bit, kind = mode.startswith("nf4"), "bf16" if "bf16" in mode else "f32"
     if side == "peers":
         flag = ["--four-bit"] if four_bit else []
+        flag += ["--compute-dtype", kind]
         return [sys.executable, __file__, "--worker", "--steps", str(steps), *flag]
     flags = {
         "model": WORK / "model", "train-file": WORK / "rows.jsonl",
@@ -115,17 +125,17 @@ def command(side, four_bit, steps, binary):
         "gradient-accumulation-steps": 1, "learning-rate": LR,
         "lr-scheduler-type": "constant", "lora-r": R, "lora-alpha": ALPHA,
         "lora-dropout": DROPOUT, "target-modules": ",".join(TARGETS),
-        "load-in-4bit": str(four_bit).lower(), "compute-dtype": "f32",
+        "load-in-4bit": str(four_bit).lower(), "compute-dtype": kind,
         "gradient-checkpointing": "false", "shuffle": "false", "device": "cpu",
         "save-strategy": "no",
     }
     return [str(binary), "finetune", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
 
 
-def measure(side, four_bit, steps, binary):
+def measure(side, mode, steps, binary):
     """One process; the arrival of each step's line, the peak of its memory."""
     start = time.perf_counter()
-    line = command(side, four_bit, steps, binary)
+    line = command(side, mode, steps, binary)
     child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     arrived, text, losses = [], [], []
     for out in child.stdout:
@@ -161,15 +171,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=12)
-    p.add_argument("--modes", default="nf4,dense")
+    p.add_argument("--modes", default="nf4,dense" + ",nf4_bf16" * has_bf16())
     p.add_argument("--binary", default=str(ROOT / "target/debug/downhill"))
     p.add_argument("--out", default=str(ROOT / "chapters/figures/bench_peers.json"))
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--four-bit", action="store_true", help=argparse.SUPPRESS)
+    p.add_argument("--compute-dtype", default="f32", help=argparse.SUPPRESS)
     p.add_argument("--make-model", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
-        return worker(args.four_bit, args.steps)
+        return worker(args.four_bit, args.steps, args.compute_dtype)
     if args.make_model:
         return make_model()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -182,21 +193,21 @@ def main():
         "settings": {
             "shape": SHAPE, "batch": BATCH, "lora_r": R, "lora_alpha": ALPHA,
             "lora_dropout": DROPOUT, "target_modules": TARGETS, "steps": args.steps,
-            "rounds": args.rounds, "compute_dtype": "f32",
+            "rounds": args.rounds,
         },
     }
     for mode in args.modes.split(","):
         runs = {"peers": [], "ours": []}
         for turn in range(args.rounds):
             for side in ("peers", "ours"):
-                got = measure(side, mode == "nf4", args.steps, args.binary)
+                got = measure(side, mode, args.steps, args.binary)
                 runs[side].append(got)
                 print(f"{mode} {turn + 1} {side:5} {got['tokens_per_second']:7.1f} tok/s, first "
                       f"step after {got['start_to_first_step_s']:5.1f} s, "
                       f"{got['peak_rss_mib']:6.0f} MiB", flush=True)
         # With B = 0 dropout changes nothing: both sides must start at one loss.
         first = [runs[s][0]["first_loss"] for s in runs]
-        if abs(first[0] - first[1]) > 1e-3 * first[0]:
+        if abs(first[0] - first[1]) > 1e-3 * first[0]:  # bf16 included
             raise SystemExit(f"{mode}: not the same job: first losses {first}")
         median = {
             side: {k: round(statistics.median(r[k] for r in rs), 2) for k in rs[0]}

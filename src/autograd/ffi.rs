@@ -33,6 +33,14 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> i32;
+    fn dh_onednn_mm(
+        a: *const C_tensor,
+        b: *const C_tensor,
+        out: *const C_tensor,
+        beta: f32,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> i32;
     fn dh_clear_grad(t: *const C_tensor);
     fn dh_load_library(name: *const c_char) -> *const c_char;
     fn dh_parallel_for(n: i64, grain: i64, ctx: *mut c_void, body: BodyFn);
@@ -153,6 +161,27 @@ unsafe fn slice<'a, T>(p: *const T, n: usize) -> &'a [T] {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message").into()
+}
+
+pub(super) fn onednn_mm(
+    a: &Tensor,
+    b: &Tensor,
+    out: &Tensor,
+    beta: f32,
+) -> Result<()> {
+    let mut error = [0 as c_char; 1024];
+    let (text, n) = (error.as_mut_ptr(), error.len());
+    // SAFETY: live handles; exceptions become text in a zero-filled array.
+    match unsafe {
+        dh_onednn_mm(a.as_ptr(), b.as_ptr(), out.as_ptr(), beta, text, n)
+    } {
+        0 => Ok(()),
+        _ => {
+            // SAFETY: zero-filled, and the callee leaves the last byte alone.
+            let text = unsafe { CStr::from_ptr(error.as_ptr()) };
+            Err(Error::Autograd(text.to_string_lossy().into_owned()))
+        }
+    }
 }
 
 pub(super) fn clear_grad(t: &Tensor) {

@@ -12,9 +12,11 @@
 
 mod check;
 mod ffi;
+mod product;
 mod vectors;
 
 pub use check::gradcheck;
+pub use product::{Library, mm, mm_into};
 
 use crate::{Error, Result};
 use tch::{Tensor, no_grad};

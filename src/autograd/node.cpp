@@ -55,7 +55,25 @@ struct RustNode : torch::autograd::Node {
   }
 };
 
+// oneDNN's product, which libtorch itself takes for bf16 and not for f32
+// (ATen/native/mkldnn/Matmul.h, not among the installed headers).
+namespace at::native {
+void mkldnn_matmul(const Tensor &, const Tensor &, const Tensor &, float, float);
+}
+
 extern "C" {
+// out = a b + beta out, by oneDNN. 0, or 1 and why not.
+int dh_onednn_mm(Tensor *a, Tensor *b, Tensor *out, float beta, char *error,
+                 size_t len) {
+  try {
+    at::native::mkldnn_matmul(*a, *b, *out, beta, 1.f);
+    return 0;
+  } catch (const std::exception &e) {
+    std::strncpy(error, e.what(), len - 1);
+    return 1;
+  }
+}
+
 // Makes `outputs` depend on `inputs` through the closure. Returns 0 when recorded, 1
 // when nothing needs a gradient (the caller keeps `state`), 2 on error.
 int dh_attach(Tensor **inputs, size_t n_in, Tensor **outputs, size_t n_out,

@@ -33,15 +33,15 @@ pub fn cross_entropy(
         for start in (0..tokens).step_by(chunk as usize) {
             let part = |t: &Tensor| t.f_narrow(0, start, chunk.min(tokens - start));
             let (h, target) = (part(&h)?, part(targets)?);
-            let mut log_p = h.f_mm(&w.tr())?.f_log_softmax(-1, kind)?; // [.., V]
+            let mut log_p = autograd::mm(&h, &w.tr())?.f_log_softmax(-1, kind)?; // [.., V]
             loss -= log_p.f_gather(1, &target.unsqueeze(1), false)?.sum(kind);
             if learns_h || learns_w {
                 let p = log_p.exp_().to_kind(w.kind());
                 if learns_h {
-                    dh.push(p.f_mm(&w)? - w.f_index_select(0, &target)?);
+                    dh.push(autograd::mm(&p, &w)? - w.f_index_select(0, &target)?);
                 }
                 if let Some(dw) = &mut dw {
-                    let _ = dw.f_addmm_(&p.tr(), &h)?;
+                    autograd::mm_into(&p.tr(), &h, dw, true)?;
                     let _ = dw.f_index_add_(0, &target, &h.neg())?;
                 }
             }

@@ -66,7 +66,7 @@ impl Linear {
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let y = match (&self.weight, &self.bias) {
-            (Weight::Dense(w), bias) => x.linear(w, bias.as_ref()),
+            (Weight::Dense(w), bias) => dense_linear(x, w, bias.as_ref())?,
             (Weight::Nf4(q), None) => nf4_linear(x, q)?,
             (Weight::Nf4(q), Some(b)) => nf4_linear(x, q)? + b,
         };
@@ -103,6 +103,37 @@ impl Linear {
             lora: self.lora.as_ref().map(Adapter::shallow_clone),
         }
     }
+}
+
+/// `y = x Wᵀ + b`. Frozen, W goes to the faster library ([`autograd::Library`]).
+fn dense_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let learns = w.requires_grad() || bias.is_some_and(Tensor::requires_grad);
+    if learns || autograd::Library::of(x) == autograd::Library::Libtorch {
+        return Ok(x.f_linear(w, bias)?);
+    }
+    let kept = w.shallow_clone();
+    let y = autograd::custom(
+        &[x],
+        || Ok(vec![times(x, &w.tr())?]),
+        move |dy| {
+            let dx = |dy: &Tensor| times(dy, &kept); // dL/dx = dL/dy W
+            Ok(vec![dy[0].as_ref().map(dx).transpose()?])
+        },
+    )?
+    .remove(0);
+    Ok(match bias {
+        Some(b) => y + b,
+        None => y,
+    })
+}
+
+/// `x` [.., n] times `w` [n, m].
+fn times(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let mut shape = x.size();
+    shape.pop();
+    shape.push(w.size()[1]);
+    let y = autograd::mm(&x.f_reshape([-1, w.size()[0]])?, w)?;
+    Ok(y.f_view(shape.as_slice())?)
 }
 
 // ANCHOR: nf4_linear

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // tensors shared with the threads of `parallel_for`
 use super::{Nf4Tensor, kernels};
 use crate::Result;
-use crate::autograd::parallel_for;
+use crate::autograd::{mm, mm_into, parallel_for};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -57,8 +57,7 @@ impl Nf4Tensor {
                 Tensor::f_empty([flat.size()[0], out], (Kind::Float, Device::Cpu))?;
             let (a, b) = (Shared(&flat), Shared(&y));
             self.panels(|rows, w| {
-                let _ = a.get().f_mm_out(&b.columns(&rows), &w.tr())?;
-                Ok(())
+                mm_into(a.get(), &w.tr(), &mut b.columns(&rows), false)
             })?;
             let mut shape = x.size();
             shape.pop();
@@ -83,8 +82,8 @@ impl Nf4Tensor {
                 q.get().walk(range.clone(), &mut |rows, w| {
                     let part = a.columns(&rows);
                     match &mut sum {
-                        None => sum = Some(part.f_mm(w)?),
-                        Some(sum) => drop(sum.f_addmm_(&part, w)?),
+                        None => sum = Some(mm(&part, w)?),
+                        Some(sum) => mm_into(&part, w, sum, true)?,
                     }
                     Ok(())
                 })?;

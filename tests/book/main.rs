@@ -35,6 +35,7 @@ mod parity_lora;
 mod parity_nf4;
 mod parity_optim;
 mod parity_train;
+mod product;
 mod quant;
 mod schedule;
 mod tasks;
