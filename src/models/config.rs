@@ -65,6 +65,8 @@ pub struct LatentConfig {
     pub v_head_dim: i64,
     /// Whether positions turn neighbours (2i, 2i + 1) rather than halves (i, i + K/2).
     pub interleaved: bool,
+    /// Whether they do so in f32 where the model computes in 16 bits.
+    pub turned_in_f32: bool,
     /// By what a query-key product is multiplied.
     pub scale: f64,
 }
@@ -152,7 +154,10 @@ fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {
 }
 
 fn read<T: Family>(json: &Value) -> Checked<DecoderConfig> {
-    T::deserialize(json).map_err(|e| at_key::<T>(json, &e))?.into_decoder()
+    let keys = T::deserialize(json).map_err(|e| at_key::<T>(json, &e))?;
+    let decoder = keys.into_decoder()?;
+    super::rope::check(&decoder.rope, decoder.head_dim)?;
+    Ok(decoder)
 }
 
 /// DeepSeek's fp8 is read; other quantized weights are not.

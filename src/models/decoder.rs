@@ -109,10 +109,14 @@ impl Decoder {
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let start = cache.as_ref().map_or(0, |c| c.len());
-        let (kind, device) = (self.kind(), self.device());
+        let device = self.device();
         let rows = Rows::new(lengths, device);
         let positions = Tensor::from_slice(&rows.positions(start)).to_device(device);
         let rope = &self.config.rope;
+        let kind = match &self.config.latent {
+            Some(latent) if latent.turned_in_f32 => Kind::Float,
+            _ => self.kind(),
+        };
         let rotation = rope.rotation(&positions, self.config.head_dim, kind, device);
         let geometry = (&rows, &rotation);
         let mut x = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;

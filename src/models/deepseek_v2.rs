@@ -40,7 +40,8 @@ impl Family for Config {
     fn into_decoder(mut self) -> Checked<DecoderConfig> {
         let score_scale = self.shared.rope.score_scale();
         let mut c = self.shared.into_decoder(2048)?;
-        self.latent.set(&mut c, score_scale, true)?;
+        // In f32 as in transformers; DeepSeek's own code does it in the model's kind.
+        self.latent.set(&mut c, score_scale, (true, true))?;
         c.mlp_bias = self.mlp_bias;
         match self.topk_method.as_str() {
             "greedy" => self.experts.ungroup(),
@@ -92,7 +93,7 @@ impl LatentKeys {
         self,
         c: &mut DecoderConfig,
         score_scale: f64,
-        interleaved: bool,
+        (interleaved, turned_in_f32): (bool, bool),
     ) -> Checked<()> {
         positive(&[
             ("q_lora_rank", self.q_lora_rank.unwrap_or(1)),
@@ -117,6 +118,7 @@ impl LatentKeys {
             qk_nope_head_dim: self.qk_nope_head_dim,
             v_head_dim: self.v_head_dim,
             interleaved,
+            turned_in_f32,
             scale: score_scale / head_dim.sqrt(),
         });
         Ok(())

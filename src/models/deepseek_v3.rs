@@ -36,7 +36,7 @@ impl Family for Config {
     fn into_decoder(self) -> Checked<DecoderConfig> {
         let score_scale = self.shared.rope.score_scale();
         let mut c = self.shared.into_decoder(4096)?;
-        self.latent.set(&mut c, score_scale, self.rope_interleave)?;
+        self.latent.set(&mut c, score_scale, (self.rope_interleave, false))?;
         c.experts = self.experts.read(Score::Sigmoid, self.norm_topk_prob, 2.5)?;
         for (key, found, known) in [
             ("topk_method", self.topk_method, "noaux_tc"),

@@ -10,6 +10,8 @@ pub(super) struct RopeKeys {
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
+    /// Where files with `longrope` have it.
+    original_max_position_embeddings: Option<i64>,
 }
 
 /// R1-0528-Qwen3-8B also carries `attn_factor`, which is read nowhere here, nor in
@@ -31,6 +33,8 @@ struct RopeParameters {
     mscale: Option<f64>,
     mscale_all_dim: Option<f64>,
     truncate: Option<bool>,
+    short_factor: Option<Vec<f64>>,
+    long_factor: Option<Vec<f64>>,
 }
 
 impl RopeKeys {
@@ -104,14 +108,56 @@ impl RopeKeys {
                     attention_factor,
                 }
             }
+            // transformers too reads no `original_max_position_embeddings` here.
+            "dynamic" => RopeScaling::Dynamic {
+                factor: need("factor", r.factor)?,
+                max_position_embeddings: context,
+            },
+            "longrope" => self.longrope(r, context)?,
             other => {
                 return Err(format!(
                     "{key}: type `{other}` is not known (default, linear, llama3, \
-                     yarn)"
+                     yarn, dynamic, longrope)"
                 ));
             }
         };
         Ok(Rope { theta, scaling })
+    }
+
+    /// The trained length is read beside `rope_scaling` and, as transformers 5 does, in
+    /// it. Where it is given, `factor` follows from it.
+    fn longrope(&self, r: &RopeParameters, context: i64) -> Checked<RopeScaling> {
+        let key = self.key();
+        let list = |name: &str, list: &Option<Vec<f64>>| match list {
+            Some(l) if l.iter().all(|x| x.is_finite() && *x > 0.) => Ok(l.clone()),
+            Some(_) => Err(format!("{key}.{name}: not all are positive numbers")),
+            None => Err(format!("{key}.{name}: missing")),
+        };
+        let original = self.original_max_position_embeddings;
+        let original = original.or(r.original_max_position_embeddings);
+        let trained = match original {
+            Some(n) if n < 2 => {
+                return Err(format!("original_max_position_embeddings: {n}"));
+            }
+            given => given.unwrap_or(context),
+        };
+        let factor = match (original, r.factor) {
+            (Some(n), _) => context as f64 / n as f64,
+            (None, Some(factor)) => factor,
+            (None, None) => return Err(format!("{key}.factor: missing")),
+        };
+        let grown = (1. + factor.ln() / (trained as f64).ln()).sqrt();
+        let attention_factor =
+            r.attention_factor.unwrap_or(if factor <= 1. { 1. } else { grown });
+        if !(attention_factor.is_finite() && attention_factor > 0.) {
+            return Err(format!("{key}.attention_factor: {attention_factor}"));
+        }
+        Ok(RopeScaling::LongRope {
+            short_factor: list("short_factor", &r.short_factor)?,
+            long_factor: list("long_factor", &r.long_factor)?,
+            original_max_position_embeddings: trained,
+            attention_factor,
+        })
     }
 
     /// By what DeepSeek's models multiply all scores beside 1/√K: `mscale²`, from
@@ -149,6 +195,25 @@ impl RopeParameters {
     fn mscales(&self) -> Option<(f64, f64)> {
         let both = (self.mscale?, self.mscale_all_dim?);
         (both.0 != 0. && both.1 != 0.).then_some(both)
+    }
+}
+
+/// What can be said only when the size of a head is known.
+pub(super) fn check(rope: &Rope, head_dim: i64) -> Checked<()> {
+    match &rope.scaling {
+        RopeScaling::LongRope { short_factor, long_factor, .. } => {
+            let lists =
+                [("short_factor", short_factor), ("long_factor", long_factor)];
+            let wrong = lists.iter().find(|(_, l)| l.len() as i64 != head_dim / 2);
+            wrong.map_or(Ok(()), |(name, list)| {
+                let (found, pairs) = (list.len(), head_dim / 2);
+                Err(format!("{name}: {found} numbers for {pairs} pairs of a head"))
+            })
+        }
+        RopeScaling::Dynamic { .. } if head_dim <= 2 => Err(format!(
+            "rope_scaling: type dynamic needs a head of more than {head_dim}"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 use super::{Adapter, Mode, dropout::dropout};
 use crate::quant::Nf4Tensor;
 use crate::{Result, autograd};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The weight [out, in] of a [`Linear`].
 #[derive(Debug)]
@@ -75,6 +75,26 @@ impl Linear {
             Some(lora) if lora.dora.is_none() => lora.add_to(&y, x, mode),
             Some(lora) => self.add_dora(lora, &y, x, mode),
         }
+    }
+
+    /// What the layer multiplies by in evaluation, [out, in] in `kind`; none if it also
+    /// adds a bias.
+    pub(super) fn matrix(&self, kind: Kind) -> Result<Option<Tensor>> {
+        let lora = self.lora.as_ref();
+        if self.bias.is_some() || lora.is_some_and(|l| l.bias.is_some()) {
+            return Ok(None);
+        }
+        let w = match &self.weight {
+            Weight::Dense(w) => w.to_kind(kind),
+            Weight::Nf4(q) => q.dequantize(kind),
+        };
+        let Some(lora) = lora else { return Ok(Some(w)) };
+        let mut sum = w + lora.b.f_mm(&lora.a)? * lora.scale;
+        if let Some(dora) = &lora.dora {
+            let norm = lora.norm(dora, &self.weight)?; // [out]
+            sum *= (&dora.magnitude / norm).unsqueeze(1);
+        }
+        Ok(Some(sum.to_kind(kind)))
     }
 
     fn add_dora(

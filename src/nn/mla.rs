@@ -10,9 +10,9 @@ use tch::Tensor;
 /// rows of `kv_b`, and the key that positions turn is the same for all heads.
 ///
 /// Source: DeepSeek-AI 2024, arXiv 2405.04434, §2.1; names as in DeepSeek's code.
-/// Departure: keys and values are made from the cached latents for every new token,
-/// instead of drawing W_k into the query and W_v into the output. That costs time for
-/// long texts, and lets `kv_b` be in 4 bits and have an adapter.
+/// A new token alone does not even make keys and values from the cached latents: it
+/// draws W_k into its query, `q·(W_k c) = (W_kᵀ q)·c`, and W_v into its output,
+/// `Σ p W_v c = W_v Σ p c` ("absorbed", ibid.).
 #[derive(Debug)]
 pub struct Mla {
     /// D to H·K.
@@ -68,25 +68,73 @@ impl Mla {
         let shared = turn(kv[1].unsqueeze(1))?; // (N, 1, rope)
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
         let split = |y: Tensor| y.unflatten(-1, [self.heads, -1]);
-        let (kv, shared) = match cache {
+        let (q, shared) = (heads(&q)?, heads(&shared)?); // (B, H or 1, T, ..)
+        let y = match cache {
+            None => {
+                let kv = heads(&split(self.kv_b.forward(&latent, mode)?))?;
+                self.expanded(&q, &kv, &shared, mode)?
+            }
             Some(cache) => {
                 let latent = heads(&latent.unsqueeze(1))?;
-                let (latent, shared) = cache.extend(latent, heads(&shared)?);
-                let kv = self.kv_b.forward(&latent.squeeze_dim(1), mode)?;
-                (split(kv).transpose(1, 2), shared)
-            }
-            None => {
-                let kv = self.kv_b.forward(&latent, mode)?;
-                (heads(&split(kv))?, heads(&shared)?)
+                let (latent, shared) = cache.extend(latent, shared);
+                let alone = q.size()[2] == 1 && mode == Mode::Eval;
+                let w = alone.then(|| self.kv_b.matrix(q.kind())).transpose()?;
+                match w.flatten() {
+                    Some(w) => self.absorbed(&q, &latent, &shared, &w)?,
+                    None => {
+                        let kv = self.kv_b.forward(&latent.squeeze_dim(1), mode)?;
+                        self.expanded(&q, &split(kv).transpose(1, 2), &shared, mode)?
+                    }
+                }
             }
         };
-        let value = kv.size()[3] - nope;
-        let kv = kv.split_with_sizes([nope, value], -1); // (B, H, T', ..)
-        let shared = shared.f_expand([-1, self.heads, -1, -1], false)?;
-        let k = Tensor::cat(&[&kv[0], &shared], -1); // (B, H, T', K)
-        let y = attend(&heads(&q)?, &k, &kv[1], self.scale, self.dropping, mode)?;
         let y = rows.line(&y.transpose(1, 2))?.flatten(1, 2);
         self.o.forward(&y, mode)
+    }
+
+    /// Queries (B, H, T, K) on keys and values `kv` (B, H, T', ..) and the turned keys
+    /// (B, 1, T', rope).
+    fn expanded(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        shared: &Tensor,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let value = kv.size()[3] - self.nope_dim;
+        let kv = kv.split_with_sizes([self.nope_dim, value], -1);
+        let shared = shared.f_expand([-1, self.heads, -1, -1], false)?;
+        let k = Tensor::cat(&[&kv[0], &shared], -1); // (B, H, T', K)
+        attend(q, &k, &kv[1], self.scale, self.dropping, mode)
+    }
+
+    /// Queries (B, H, 1, K) on the latents (B, 1, T', R) themselves, where `w`
+    /// (H·(nope + V), R) would have made keys and values of them.
+    fn absorbed(
+        &self,
+        q: &Tensor,
+        latent: &Tensor,
+        shared: &Tensor,
+        w: &Tensor,
+    ) -> Result<Tensor> {
+        let w = w.f_unflatten(0, [self.heads, -1])?;
+        let value = w.size()[1] - self.nope_dim;
+        let w = w.split_with_sizes([self.nope_dim, value], 1);
+        let q = q.split_with_sizes([self.nope_dim, self.rope_dim], -1);
+        let q = Tensor::cat(&[q[0].f_matmul(&w[0])?, q[1].shallow_clone()], -1);
+        let k = Tensor::cat(&[latent, shared], -1); // (B, 1, T', R + rope)
+        // All heads see the same: they stand where tokens do elsewhere.
+        let y = Tensor::f_scaled_dot_product_attention(
+            &q.transpose(1, 2), // (B, 1, H, R + rope)
+            &k,
+            latent,
+            None::<Tensor>,
+            0.,
+            false,
+            self.scale,
+            false,
+        )?;
+        Ok(y.transpose(1, 2).f_matmul(&w[1].transpose(1, 2))?) // (B, H, 1, V)
     }
 
     /// Brings neighbours to where [`Rotation`] turns them, in halves. Queries and keys

@@ -1,8 +1,8 @@
 //! A mixture of experts: a router sends each token to a few of many feed-forward
 //! layers.
 use super::{Linear, Mode, SwiGlu};
-use crate::Result;
-use tch::{Kind, Tensor, no_grad};
+use crate::{Result, autograd};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// The feed-forward part of one layer.
 #[derive(Debug)]
@@ -114,27 +114,20 @@ impl Router {
 
 impl Moe {
     /// [N, D] to [N, D]. Experts that no token goes to are not touched: in 4 bits they
-    /// are not dequantized, and their adapters get no gradient.
+    /// are not dequantized, and their adapters get no gradient. All experts are served
+    /// by one sort; how many tokens each gets is all that the host asks a GPU for.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let (weights, ids) = self.router.route(x)?;
-        let (ids, chosen) = (ids.view([-1]), self.router.routing.chosen); // (N·k)
-        let order = ids.f_argsort_stable(true, 0, false)?; // expert by expert
+        let ids = ids.view([-1]); // (N·k)
         let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
-        let counts = Vec::<i64>::try_from(&counts.to_device(tch::Device::Cpu))?;
-        let token = order.f_divide_scalar_mode(chosen, "floor")?;
-        let inputs = x.f_index_select(0, &token)?;
-        let (mut outputs, mut start) = (vec![], 0);
-        for (expert, n) in self.experts.iter().zip(counts) {
-            if n > 0 {
-                outputs.push(expert.forward(&inputs.narrow(0, start, n), mode)?);
-                start += n;
-            }
-        }
-        // Back in the order of tokens; no addition in the order of chance, as on a GPU
-        // would be that of `index_add`, so that a recomputed layer routes alike.
-        let place = order.f_argsort_stable(true, 0, false)?;
-        let outputs = Tensor::f_cat(&outputs, 0)?.f_index_select(0, &place)?;
-        let outputs = outputs.f_unflatten(0, [-1, chosen])?; // (N, k, D)
+        let counts = Vec::<i64>::try_from(&counts.to_device(Device::Cpu))?;
+        let sorted = Sorted::new(&ids, self.router.routing.chosen)?;
+        let inputs = sorted.spread(x)?.f_split_with_sizes(counts, 0)?;
+        let each = self.experts.iter().zip(&inputs);
+        let busy = each.filter(|(_, x)| x.size()[0] > 0);
+        let outputs = busy.map(|(expert, x)| expert.forward(x, mode));
+        let outputs = Tensor::f_cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?;
+        let outputs = sorted.back(&outputs)?; // (N, k, D)
         let sum = outputs.f_mul(&weights.unsqueeze(-1))?; // f32
         let sum = sum.sum_dim_intlist([1].as_slice(), false, None).to_kind(x.kind());
         match &self.shared {
@@ -154,6 +147,54 @@ impl Moe {
             experts: self.experts.iter().map(SwiGlu::shallow_clone).collect(),
             shared: self.shared.as_ref().map(SwiGlu::shallow_clone),
         }
+    }
+}
+
+/// The k copies of every token in the order of their experts, and the way back. Each
+/// is the other's backward: libtorch's own, `index_add`, would add in the order of
+/// chance on a GPU, and a recomputed layer could route otherwise.
+struct Sorted {
+    /// k.
+    chosen: i64,
+    /// Which copy stands where: [N·k].
+    order: Tensor,
+    /// Where a copy stands: [N·k].
+    place: Tensor,
+}
+
+impl Sorted {
+    /// By the experts `ids` of the copies, [N·k].
+    fn new(ids: &Tensor, chosen: i64) -> Result<Self> {
+        let order = ids.f_argsort_stable(true, 0, false)?;
+        let place = order.f_argsort_stable(true, 0, false)?;
+        Ok(Self { chosen, order, place })
+    }
+
+    /// [N, D] to [N·k, D].
+    fn spread(&self, x: &Tensor) -> Result<Tensor> {
+        let token = self.order.f_divide_scalar_mode(self.chosen, "floor")?;
+        let (chosen, place) = (self.chosen, self.place.shallow_clone());
+        let forward = || Ok(vec![x.f_index_select(0, &token)?]);
+        let mut copies = autograd::custom(&[x], forward, move |dy| {
+            let add = |dy: &Tensor| -> Result<Tensor> {
+                let dy =
+                    dy.f_index_select(0, &place)?.f_unflatten(0, [-1, chosen])?;
+                Ok(dy.f_sum_dim_intlist([1].as_slice(), false, None)?)
+            };
+            Ok(vec![dy[0].as_ref().map(add).transpose()?])
+        })?;
+        Ok(copies.remove(0))
+    }
+
+    /// [N·k, D] to [N, k, D].
+    fn back(&self, copies: &Tensor) -> Result<Tensor> {
+        let order = self.order.shallow_clone();
+        let forward = || Ok(vec![copies.f_index_select(0, &self.place)?]);
+        let mut y = autograd::custom(&[copies], forward, move |dy| {
+            let sort = |dy: &Tensor| dy.f_index_select(0, &order);
+            Ok(vec![dy[0].as_ref().map(sort).transpose()?])
+        })?;
+        Ok(y.remove(0).f_unflatten(0, [-1, self.chosen])?)
     }
 }
 

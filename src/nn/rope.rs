@@ -41,6 +41,43 @@ pub enum RopeScaling {
         /// Cosines and sines are multiplied by it.
         attention_factor: f64,
     },
+    /// As `Default` up to the trained length; for a longer text θ grows with it
+    /// ("NTK-aware"; transformers' `_compute_dynamic_ntk_parameters`).
+    Dynamic {
+        /// How fast.
+        factor: f64,
+        /// The trained length.
+        max_position_embeddings: i64,
+    },
+    /// Each frequency divided by a number of its own, from one list up to the trained
+    /// length and from another beyond (Ding et al. 2024, arXiv 2402.13753;
+    /// transformers' `_compute_longrope_parameters`).
+    LongRope {
+        /// K/2 divisors up to the trained length.
+        short_factor: Vec<f64>,
+        /// And for longer texts.
+        long_factor: Vec<f64>,
+        /// Context length of the first training.
+        original_max_position_embeddings: i64,
+        /// Cosines and sines are multiplied by it.
+        attention_factor: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Whether frequencies change with the length of the text.
+    fn sees_length(&self) -> bool {
+        matches!(self, Self::Dynamic { .. } | Self::LongRope { .. })
+    }
+
+    /// By what cosines and sines are multiplied.
+    fn stretch(&self) -> f64 {
+        match self {
+            Self::Yarn { attention_factor, .. }
+            | Self::LongRope { attention_factor, .. } => *attention_factor,
+            _ => 1.,
+        }
+    }
 }
 
 /// Between which of the K/2 frequencies YaRN ramps: where waves turn `fast` and `slow`
@@ -77,15 +114,26 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// `ω_i = θ^(−2i/K)` for i in 0..K/2, scaled; radians per position, f32.
+    /// `ω_i = θ^(−2i/K)` for i in 0..K/2, scaled; radians per position, f32. Only for
+    /// some scalings does the `length` of the text matter.
     ///
     /// Source: Su et al. 2021, arXiv 2104.09864.
-    pub fn frequencies(&self, head_dim: i64) -> Vec<f32> {
-        let theta = self.theta as f32;
-        let omega = |i: i64| 1. / theta.powf((2 * i) as f32 / head_dim as f32);
+    pub fn frequencies(&self, head_dim: i64, length: i64) -> Vec<f32> {
+        let theta = self.theta_at(head_dim, length) as f32;
+        let exponent = |i: i64| (2 * i) as f32 / head_dim as f32;
+        let omega = |i: i64| 1. / theta.powf(exponent(i));
         let scale = |i: i64| match self.scaling {
-            RopeScaling::Default => omega(i),
+            RopeScaling::Default | RopeScaling::Dynamic { .. } => omega(i),
             RopeScaling::Linear { factor } => omega(i) / factor as f32,
+            RopeScaling::LongRope {
+                short_factor: ref short,
+                long_factor: ref long,
+                original_max_position_embeddings: trained,
+                ..
+            } => {
+                let factors = if length > trained { long } else { short };
+                1. / (factors[i as usize] as f32 * theta.powf(exponent(i)))
+            }
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor: low,
@@ -119,7 +167,22 @@ impl Rope {
         (0..head_dim / 2).map(scale).collect()
     }
 
-    /// Cosines and sines for the `positions` [N] of tokens.
+    /// θ, for a text of this `length`.
+    fn theta_at(&self, head_dim: i64, length: i64) -> f64 {
+        match self.scaling {
+            RopeScaling::Dynamic { factor, max_position_embeddings: trained } => {
+                let longer = (length as f64 / trained as f64).max(1.);
+                let k = head_dim as f64;
+                self.theta * (factor * longer - (factor - 1.)).powf(k / (k - 2.))
+            }
+            _ => self.theta,
+        }
+    }
+
+    /// Cosines and sines in `kind` for the `positions` [N] of tokens, of which the
+    /// last counts as the length of the text: of all texts of a batch, as in
+    /// transformers. (Keys in a cache stay turned as they were. transformers also keeps
+    /// a θ that a longer text before has raised; here texts do not know each other.)
     pub fn rotation(
         &self,
         positions: &Tensor,
@@ -127,15 +190,16 @@ impl Rope {
         kind: Kind,
         device: Device,
     ) -> Rotation {
-        let omega =
-            Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
+        let length = match self.scaling.sees_length() {
+            true => positions.max().int64_value(&[]) + 1,
+            false => 0,
+        };
+        let omega = self.frequencies(head_dim, length);
+        let omega = Tensor::from_slice(&omega).to_device(device);
         let angle = positions.to_kind(Kind::Float).view([-1, 1, 1]) * omega; // [N, 1, K/2]
         let angle = Tensor::cat(&[&angle, &angle], -1); // [N, 1, K]
-        let (mut cos, mut sin) = (angle.cos(), angle.sin());
-        if let RopeScaling::Yarn { attention_factor, .. } = self.scaling {
-            (cos, sin) = (cos * attention_factor, sin * attention_factor);
-        }
-        Rotation { cos: cos.to_kind(kind), sin: sin.to_kind(kind) }
+        let stretched = |t: Tensor| (t * self.scaling.stretch()).to_kind(kind);
+        Rotation { cos: stretched(angle.cos()), sin: stretched(angle.sin()) }
     }
 }
 
@@ -149,7 +213,8 @@ pub struct Rotation {
 impl Rotation {
     /// Turns each pair `(x_i, x_{i+K/2})` of `x` [N, H, K] by its angle. (The
     /// "half" layout of transformers' Llama; the paper pairs neighbours.) Under YaRN it
-    /// also stretches it by the attention factor.
+    /// also stretches it by the attention factor. In the kind of cosines and sines, each
+    /// product rounded by itself: in 16 bits the same numbers as transformers'.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let kept = self.shallow_clone();
         let forward = || Ok(vec![self.turn(x, false)]);
@@ -162,10 +227,13 @@ impl Rotation {
 
     /// By the angle, or `back` by as much.
     fn turn(&self, x: &Tensor, back: bool) -> Tensor {
-        let half = x.size().last().copied().unwrap_or(0) / 2;
+        let (half, kind) = (x.size().last().copied().unwrap_or(0) / 2, x.kind());
+        let x = x.to_kind(self.cos.kind());
         let (a, b) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
-        let across = Tensor::cat(&if back { [b, -a] } else { [-b, a] }, -1);
-        (x * &self.cos).addcmul_(&across, &self.sin)
+        let mut across = Tensor::cat(&if back { [b, -a] } else { [-b, a] }, -1);
+        across *= &self.sin;
+        across += x * &self.cos;
+        across.to_kind(kind)
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {

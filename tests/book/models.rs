@@ -146,7 +146,25 @@ fn every_wrong_setting_names_its_key() {
         ("max_position_embeddings", "max_position_embeddings", json!(0)),
         ("rope_theta", "rope_theta", json!(0)),
         ("rope_theta", "rope_theta", json!(-1e4)),
-        ("rope_scaling", "dynamic", json!({"type": "dynamic", "factor": 4.})),
+        ("rope_scaling", "ntk", json!({"type": "ntk", "factor": 4.})),
+        ("rope_scaling", "rope_scaling.factor", json!({"type": "dynamic"})),
+        (
+            "rope_scaling",
+            "rope_scaling.long_factor",
+            json!({"type": "longrope", "factor": 4., "short_factor": [1., 1., 1., 1.]}),
+        ),
+        (
+            "rope_scaling",
+            "short_factor: 3 numbers for 4 pairs",
+            json!({"type": "longrope", "factor": 4., "short_factor": [1., 1., 1.],
+                "long_factor": [1., 1., 1., 1.]}),
+        ),
+        (
+            "rope_scaling",
+            "rope_scaling.long_factor",
+            json!({"type": "longrope", "factor": 4., "short_factor": [1., 1., 1., 1.],
+                "long_factor": [1., 0., 1., 1.]}),
+        ),
         ("rope_scaling", "rope_scaling.factor", json!({"type": "linear"})),
         (
             "rope_scaling",

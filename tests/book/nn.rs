@@ -240,8 +240,8 @@ fn rope_turns_pairs_by_their_angle() {
 
 #[test]
 fn rope_scalings() {
-    let plain = rope(RopeScaling::Default).frequencies(64);
-    let linear = rope(RopeScaling::Linear { factor: 4. }).frequencies(64);
+    let plain = rope(RopeScaling::Default).frequencies(64, 0);
+    let linear = rope(RopeScaling::Linear { factor: 4. }).frequencies(64, 0);
     assert!(plain.iter().zip(&linear).all(|(a, b)| a / 4. == *b));
     let llama3 = rope(RopeScaling::Llama3 {
         factor: 8.,
@@ -249,7 +249,7 @@ fn rope_scalings() {
         high_freq_factor: 4.,
         original_max_position_embeddings: 8192,
     })
-    .frequencies(64);
+    .frequencies(64, 0);
     let mut between = 0;
     for (a, b) in plain.iter().zip(&llama3) {
         let turns = 8192. * f64::from(*a) / std::f64::consts::TAU;

@@ -1,6 +1,6 @@
 //! Ten steps beside PEFT and bitsandbytes: losses, gradient norms, final adapters.
 //! The loop is written out here; `tests/golden/parity_cli.py` compares the command.
-use crate::golden::{gap, json, path, tensors};
+use crate::golden::{floats, gap, json, path, tensors};
 use crate::parity_llama::{F32, read};
 use downhill::data::{Batch, Dataset};
 use downhill::lora::load_adapter;
@@ -12,9 +12,13 @@ use downhill::train::batch_loss;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-/// The run that `run` of `expected.json` describes: (loss, gradient norm, rate) of
-/// each step, and the adapter after the last.
-fn train(folder: &str, run: &Value) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
+/// The run that `run` of a golden file describes: (loss, gradient norm, rate) of each
+/// step, and the adapter after the last.
+fn train(
+    folder: &str,
+    run: &Value,
+    seed: u64,
+) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
     let s = &run["settings"];
     let number = |key: &str| s[key].as_f64().expect("a number");
     let quantize = run["load_in_4bit"] == true;
@@ -22,6 +26,10 @@ fn train(folder: &str, run: &Value) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
     let dir = path(folder).join("adapter");
     let loaded = load_adapter(&dir, model.linears_mut(), Device::Cpu);
     let (_, adapters) = loaded.expect(folder);
+    let dropout = run["lora_dropout"].as_f64().unwrap_or(0.);
+    for lora in model.linears_mut().into_iter().flat_map(|(_, l)| &mut l.lora) {
+        lora.dropout = dropout;
+    }
     let kept =
         adapters.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
     let wd = number("weight_decay");
@@ -37,16 +45,14 @@ fn train(folder: &str, run: &Value) -> (Vec<[f64; 3]>, Vec<(String, Tensor)>) {
     let schedule = cosine(number("learning_rate"), warmup, steps);
     let examples: Vec<_> = rows.examples.iter().collect();
     let mut log = Vec::new();
-    for (t, part) in examples.chunks(size * accumulation as usize).enumerate() {
-        if t as i64 == steps {
-            break;
-        }
+    let epoch: Vec<_> = examples.chunks(size * accumulation as usize).collect();
+    for (t, part) in epoch.into_iter().cycle().take(steps as usize).enumerate() {
         let batches: Vec<Batch> = part.chunks(size).map(Batch::collate).collect();
         let learned: i64 = batches.iter().map(|b| b.supervised()).sum();
         optimizer.zero_grad();
         let mut loss = 0.;
         for batch in &batches {
-            let mode = Mode::Train { seed: 0, step: t as u64 };
+            let mode = Mode::Train { seed, step: t as u64 };
             let part =
                 batch_loss(&model, batch, mode).expect("loss") / learned as f64;
             part.backward();
@@ -71,7 +77,7 @@ fn compare(folder: &str, exact: bool, four_bit: bool, bounds: [f64; 2]) {
     let last = tensors(&format!("{folder}/expected.safetensors"));
     for run in runs {
         let rate = run["settings"]["learning_rate"].as_f64().expect("rate");
-        let (found, adapters) = train(folder, run);
+        let (found, adapters) = train(folder, run, 0);
         let expected = run["log"].as_array().expect("log");
         assert_eq!((found.len(), expected.len()), (10, 10));
         let mut worst = [0f64; 2];
@@ -105,7 +111,15 @@ fn compare(folder: &str, exact: bool, four_bit: bool, bounds: [f64; 2]) {
     }
 }
 
-const FOLDERS: [&str; 2] = ["train_random", "train_taught"];
+/// Every family; Llama twice.
+const FOLDERS: [&str; 6] = [
+    "train_random",
+    "train_taught",
+    "train_qwen2",
+    "train_qwen3",
+    "train_v2",
+    "train_v3",
+];
 
 #[test]
 fn unquantized_training_is_pefts() {
@@ -114,7 +128,7 @@ fn unquantized_training_is_pefts() {
 
 #[test]
 fn four_bit_training_is_pefts_with_bitsandbytes() {
-    compare("train_taught", false, true, [1e-3, 1e-2]);
+    FOLDERS[1..].iter().for_each(|f| compare(f, false, true, [1e-3, 1e-2]));
 }
 
 /// PEFT on the weights of bitsandbytes' CUDA rule; in `train_random` its blocks
@@ -122,4 +136,24 @@ fn four_bit_training_is_pefts_with_bitsandbytes() {
 #[test]
 fn four_bit_training_is_pefts_on_the_cuda_rules_weights() {
     FOLDERS.iter().for_each(|f| compare(f, true, true, [1e-5, 1e-4]));
+}
+
+/// With dropout on, whose masks are not PEFT's: the mean loss over 200 steps, of a
+/// dense model and of one with experts. See `tests/golden/ch15_dropout.py`.
+#[test]
+fn losses_under_dropout_are_pefts_on_average() {
+    for folder in ["train_taught", "train_v2"] {
+        let run = json(&format!("{folder}/dropout.json"));
+        assert_eq!(run["settings"]["steps"], 200);
+        let theirs = floats(&run["means"]);
+        let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+        let ours = [0, 1].map(|seed| {
+            let (log, _) = train(folder, &run, seed);
+            mean(&log.iter().map(|[loss, ..]| *loss).collect::<Vec<_>>())
+        });
+        let far = mean(&ours) / mean(&theirs) - 1.;
+        println!("{folder}: {ours:?}, PEFT's {theirs:?}, {far:.2e}");
+        assert_ne!(ours[0], ours[1], "{folder}: nothing was dropped");
+        assert!(far.abs() < 0.01, "{folder}: {ours:?}, PEFT's {theirs:?}");
+    }
 }

@@ -4,11 +4,10 @@
 `write_expected`), for two of them with gradients of the cross-entropy.
 """
 import json
-import math
 
 import torch
 from common import HERE
-from llama_common import random_model, save, write_expected
+from llama_common import random_model, save, scale_scores, write_expected
 from safetensors.torch import load_file, save_file
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -58,16 +57,6 @@ CASES = {  # name: (family, dtype of the files, changes to the configuration)
 FP8 = {"hidden_size": 132, "intermediate_size": 140, "num_attention_heads": 2,
        "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
        "num_nextn_predict_layers": 1}
-
-
-def scale_scores(model):
-    """What DeepSeek's own V2 code does and transformers 4.57 forgets: scores times
-    mscale², from mscale_all_dim. (transformers has it since #47435.)"""
-    rope = model.config.rope_scaling or {}
-    if model.config.model_type == "deepseek_v2" and rope.get("mscale_all_dim"):
-        mscale = 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1
-        for layer in model.model.layers:
-            layer.self_attn.scaling *= mscale**2
 
 
 def gradients(model, ids):

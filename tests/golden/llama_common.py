@@ -1,5 +1,6 @@
 """Tiny checkpoints, of Llama or another family, whose logits are far from uniform."""
 import copy
+import math
 
 import torch
 import transformers
@@ -44,6 +45,16 @@ def random_model(seed, dtype=torch.float32, std=0.25, family="Llama", **changes)
                 p.copy_(std * noise)
             p.copy_(p.to(dtype).float())
     return model
+
+
+def scale_scores(model):
+    """What DeepSeek's own V2 code does and transformers 4.57 forgets: scores times
+    mscale², from mscale_all_dim. (transformers has it since #47435.)"""
+    rope = model.config.rope_scaling or {}
+    if model.config.model_type == "deepseek_v2" and rope.get("mscale_all_dim"):
+        mscale = 0.1 * rope["mscale_all_dim"] * math.log(rope["factor"]) + 1
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= mscale**2
 
 
 def save(model, folder, dtype, **options):

@@ -198,7 +198,7 @@ def one(seed, binary, keep):
     for four_bit, exact, loss_bound, norm_bound in (
         (False, False, 1e-5, 1e-4), (True, True, 1e-5, 1e-4), (True, False, 1e-3, 1e-2),
     ):
-        if four_bit and not exact and not bnb_is_right(start.config):
+        if four_bit and not exact and not bnb_is_right(start):
             worst.append("nf4: bitsandbytes is wrong for this shape")
             continue
         if exact == four_bit:

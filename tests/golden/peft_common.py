@@ -43,10 +43,11 @@ def cuda_rule(model):
     return model
 
 
-def bnb_is_right(cfg):
-    widths = (cfg.hidden_size, cfg.intermediate_size,
-              cfg.num_attention_heads * cfg.head_dim)
-    return all(k % 64 == 0 or k % 16 for k in widths)
+def bnb_is_right(model):
+    inputs = [m.in_features for name, m in model.named_modules()
+              if isinstance(m, torch.nn.Linear)
+              and not name.endswith("lm_head") and "lora_" not in name]
+    return all(k % 64 == 0 or k % 16 for k in inputs)
 
 
 def fresh_adapter(model, seed, r, alpha, targets, scale=0.0):

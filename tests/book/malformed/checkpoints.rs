@@ -66,8 +66,8 @@ fn configs() {
         ("too shallow", &set("num_hidden_layers", json!(1)), &["model.layers.1."]),
         (
             "rope",
-            &set("rope_scaling", json!({"type": "dynamic", "factor": 4.})),
-            &["config.json", "dynamic", "yarn"],
+            &set("rope_scaling", json!({"type": "ntk", "factor": 4.})),
+            &["config.json", "ntk", "yarn"],
         ),
         (
             "rope without factor",
