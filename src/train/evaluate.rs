@@ -5,6 +5,7 @@ use crate::Result;
 use crate::data::Labels;
 use crate::models::Decoder;
 use crate::nn::Mode;
+use crate::plot::{Chart, Figure, Heat};
 use serde_json::{Map, Value, json};
 use tch::{Kind, no_grad};
 
@@ -87,6 +88,22 @@ impl Evaluation {
                 [("mae", mae(pairs))].into_iter().chain(r2).collect()
             }
         }
+    }
+
+    /// The table of a classification: a row per true class, a column per predicted one.
+    /// Empty for another task.
+    pub fn confusion(&self) -> Result<Figure> {
+        let Metrics::Classes(table, names) = &self.metrics else {
+            return Chart::new("", "", "").draw();
+        };
+        let title = "Rows by true and predicted class (share of the true)";
+        let mut heat = Heat::new(title, "predicted", "true", names);
+        for (name, counts) in names.iter().zip(&table.0).rev() {
+            let all: u64 = counts.iter().sum();
+            let share = |n: &u64| *n as f64 / all.max(1) as f64;
+            heat = heat.row(name, &counts.iter().map(share).collect::<Vec<_>>());
+        }
+        heat.draw()
     }
 
     /// All of it, each key after `eval_`, as transformers writes them.
