@@ -1,7 +1,7 @@
 //! The checkpoint that ships, and the pages that it has not read.
 use super::text::{find, read};
 use crate::Result;
-use crate::data::{Dataset, Labelled, LabelledRow, Labels, Tokenizer};
+use crate::data::{Dataset, Example, Labelled, LabelledRow, Labels, Tokenizer};
 use crate::models::{Decoder, LoadOptions, load};
 use crate::nn::Mode;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -138,12 +138,21 @@ pub fn dates(part: &str) -> Result<Dataset> {
     Dataset::load(file, Some(&tokenizer), 256, tokenizer.vocab_size())
 }
 
-/// *Alice's Adventures in Wonderland*.
+/// Paragraphs of *Alice's Adventures in Wonderland*, all of which is learned: rows of
+/// very different lengths.
 ///
 /// # Errors
 /// As [`Shipped::load`].
-pub fn alice() -> Result<String> {
-    read("alice_in_wonderland")
+pub fn paragraphs(count: usize) -> Result<Vec<Example>> {
+    let (text, tokenizer) = (read("alice_in_wonderland")?, tokenizer()?);
+    let long = text.split("\n\n").filter(|p| p.len() > 40);
+    let row = |(line, paragraph): (usize, &str)| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        let mut ids = tokenizer.encode(&words.join(" "), true)?;
+        ids.push(tokenizer.eos_id());
+        Ok(Example { labels: ids.clone(), ids, line: line + 1 })
+    };
+    long.skip(20).take(count).enumerate().map(row).collect()
 }
 
 /// Tokens of a paragraph, from its first.

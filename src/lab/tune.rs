@@ -4,15 +4,16 @@ use super::shipped;
 use crate::Result;
 use crate::data::{Batch, Example, order};
 use crate::lora::{self, LoraConfig, Modules};
-use crate::models::Decoder;
-use crate::nn::Mode;
+use crate::models::{Decoder, DecoderConfig};
+use crate::nn::{Mode, Weight};
 use crate::optim::{AdamW, Driver, Optimizer, Param, clip_grad_norm};
+use crate::quant::Nf4Tensor;
 use crate::schedule::{Schedule, cosine};
 use crate::train::{
     Evaluation, Head, Rows, batch_loss, exact_match, mean_loss, predict,
 };
 use std::collections::HashMap;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Reduction, Tensor, no_grad};
 
 /// Rows of a step, however they are split.
 pub const ROWS: usize = 8;
@@ -75,7 +76,6 @@ pub fn micro_steps(
 }
 // ANCHOR_END: micro_steps
 
-// ANCHOR: loop
 /// The steps `from..to` of a run: rate, micro-steps, clip, step. `see` is told how many
 /// steps are taken and the loss of the last.
 ///
@@ -105,7 +105,6 @@ pub fn train(
     }
     Ok(())
 }
-// ANCHOR_END: loop
 
 /// How a run went, by step.
 #[derive(Debug)]
@@ -243,3 +242,33 @@ pub fn halves(r: &Recipe, carried: usize) -> Result<(Vec<f64>, Tensor)> {
     let end = parameters(&optimizer);
     Ok((losses, end))
 }
+
+/// A random model of this shape, frozen, its linear layers in f32 or in 4 bits.
+///
+/// # Errors
+/// What libtorch says.
+pub fn random(config: &DecoderConfig, nf4: bool) -> Result<Decoder> {
+    let mut model = Decoder::random(config.clone(), 1)?;
+    for (_, t) in model.named_parameters() {
+        let _ = t.set_requires_grad(false);
+    }
+    for (_, linear) in model.linears_mut() {
+        if let (true, Weight::Dense(w)) = (nf4, &linear.weight) {
+            linear.weight = Weight::Nf4(Nf4Tensor::quantize(w, 64, true)?);
+        }
+    }
+    Ok(model)
+}
+
+// ANCHOR: plain_loss
+/// The loss with all scores at once.
+///
+/// # Errors
+/// What libtorch says.
+pub fn plain_loss(m: &Decoder, batch: &Batch, mode: Mode) -> Result<Tensor> {
+    let hidden = m.hidden_rows(&batch.ids, &batch.lengths, mode, &mut |_, _| ())?;
+    let scores = m.logits(&hidden.index_select(0, &batch.learned))?;
+    let sum = Reduction::Sum;
+    Ok(scores.f_cross_entropy_loss(&batch.targets, None::<Tensor>, sum, -100, 0.)?)
+}
+// ANCHOR_END: plain_loss

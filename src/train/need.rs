@@ -81,6 +81,7 @@ impl Sketch<'_> {
         self.kind.elt_size_in_bytes() as u64
     }
 
+    // ANCHOR: kept
     /// What adapters that share one input of so many numbers keep of a token: the
     /// input in f32, its dropout, and `A x`. `held`: it is kept anyway.
     fn inputs(&self, names: &[&str], numbers: u64, held: bool) -> u64 {
@@ -98,6 +99,17 @@ impl Sketch<'_> {
         copies * numbers * F32 + count * self.r as u64 * F32
     }
 
+    /// Of a feed-forward layer F wide, and `result` bytes for each number of its
+    /// result.
+    fn of_feed(&self, c: &DecoderConfig, f: u64, result: u64) -> u64 {
+        let d = c.hidden_size as u64;
+        3 * f * self.width()
+            + self.inputs(&["gate_proj", "up_proj"], d, false)
+            + self.inputs(&["down_proj"], f, false)
+            + d * result
+    }
+    // ANCHOR_END: kept
+
     /// Bytes per token that backward needs of a layer.
     fn of_layer(&self, c: &DecoderConfig, layer: i64) -> u64 {
         let w = self.width();
@@ -114,16 +126,6 @@ impl Sketch<'_> {
             }
         };
         norms + self.of_attention(c) + feed
-    }
-
-    /// Of a feed-forward layer F wide, and `result` bytes for each number of its
-    /// result.
-    fn of_feed(&self, c: &DecoderConfig, f: u64, result: u64) -> u64 {
-        let d = c.hidden_size as u64;
-        3 * f * self.width()
-            + self.inputs(&["gate_proj", "up_proj"], d, false)
-            + self.inputs(&["down_proj"], f, false)
-            + d * result
     }
 
     fn of_attention(&self, c: &DecoderConfig) -> u64 {

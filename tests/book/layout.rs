@@ -42,6 +42,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "data",
             "lora",
             "train",
+            "quant",
         ],
     ),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
