@@ -97,7 +97,13 @@ impl Evaluation {
             return Chart::new("", "", "").draw();
         };
         let title = "Rows by true and predicted class (share of the true)";
-        let mut heat = Heat::new(title, "predicted", "true", names);
+        // What is longer would be cut at the picture's edge.
+        let short = |name: &String| match name.char_indices().nth(12) {
+            Some((end, _)) => format!("{}…", &name[..end]),
+            None => name.clone(),
+        };
+        let names: Vec<String> = names.iter().map(short).collect();
+        let mut heat = Heat::new(title, "predicted", "true", &names).high_is_dark();
         for (name, counts) in names.iter().zip(&table.0).rev() {
             let all: u64 = counts.iter().sum();
             let share = |n: &u64| *n as f64 / all.max(1) as f64;
