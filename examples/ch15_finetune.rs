@@ -11,9 +11,9 @@ use downhill::lab::{Report, parallel, peak, shipped};
 // NOTEBOOK: skip
 use downhill::lab::{Spread, by_seed, draw_spread};
 // NOTEBOOK: end
-use downhill::models::{DecoderConfig, Survey, published};
+use downhill::models::{Decoder, DecoderConfig, Survey, published};
 use downhill::nn::Mode;
-use downhill::optim::Optimizer;
+use downhill::optim::{AdamW, Driver, Optimizer};
 use downhill::plot::{Bars, Chart, panels};
 use downhill::train::{
     Evaluation, Memory, Sketch, batch_loss, exact_match, mean_loss, predict,
@@ -280,8 +280,8 @@ fn main() -> anyhow::Result<()> {
     report.numbers("divide", [("shortest", shortest), ("longest", longest_row)]);
     let tokens: f64 = lengths.iter().sum();
     report.number("divide.first", ROWS as f64 / (tokens + ROWS as f64));
-    let mut model = shipped::in_four_bits()?;
-    let mut optimizer = adapters(&mut model, None, seed)?;
+    let mut model: Decoder = shipped::in_four_bits()?;
+    let mut optimizer: Driver<AdamW, 2> = adapters(&mut model, None, seed)?;
     let mut found: Vec<(Tensor, f64)> = vec![];
     for (size, own_mean) in
         [(8, false), (4, false), (1, false), (4, true), (1, true)]
@@ -353,15 +353,16 @@ fn main() -> anyhow::Result<()> {
 
     // CELL: What goes wrong
     // The examination without the token that begins every text.
-    let mut exam = shipped::dates("eval")?;
-    exam.examples.truncate(asked);
-    for e in &mut exam.examples {
-        (e.ids, e.labels) = (e.ids.split_off(1), e.labels.split_off(1));
-    }
-    let words = shipped::tokenizer()?;
-    let answers = predict(&stories[0].model, &words, &exam, &mut |_, _| ())?;
-    let without = exact_match(&answers);
-    let bare = mean_loss(&stories[0].model, &exam, 16)?;
+    let (without, bare): (f64, f64) = {
+        let (mut exam, words) = (shipped::dates("eval")?, shipped::tokenizer()?);
+        exam.examples.truncate(asked);
+        for e in &mut exam.examples {
+            (e.ids, e.labels) = (e.ids.split_off(1), e.labels.split_off(1));
+        }
+        let tuned = &stories[0].model;
+        let answers = predict(tuned, &words, &exam, &mut |_, _| ())?;
+        (exact_match(&answers), mean_loss(tuned, &exam, 16)?)
+    };
     println!("without a BOS loss {bare:.3}, {without:.2} right");
     report.numbers("bos", [("share", without), ("loss", bare)]);
     // Gradients in 16 bits.
