@@ -14,9 +14,9 @@
 //! | 15, the fine-tune | [`train`] |
 //! | all, their experiments | [`lab`] |
 //!
-//! Imports point down only: `train`, `generate` and `lab` know `models` and `lora`, these
-//! know `nn`, and `nn` knows the ground floor, whose modules know only [`error`] and
-//! tch. `tests/book/layout.rs` enforces it.
+//! Imports point down only: `lab` knows `train`; `train` and `generate` know `models`
+//! and `lora`, these know `nn`, and `nn` knows the ground floor, whose modules know only
+//! [`error`] and tch. `tests/book/layout.rs` enforces it.
 
 pub mod autograd;
 pub mod checkpoint;

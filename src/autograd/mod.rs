@@ -83,6 +83,7 @@ pub fn vjp(y: &Tensor, dy: &Tensor, inputs: &[&Tensor]) -> Result<Grads> {
 /// (our dropout is: its masks come from the step and the place).
 ///
 /// Source: Chen et al. 2016, arXiv 1604.06174.
+// ANCHOR: checkpoint
 pub fn checkpoint(
     inputs: &[&Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
@@ -121,6 +122,7 @@ pub fn checkpoint(
     })?;
     Ok(outputs.remove(0))
 }
+// ANCHOR_END: checkpoint
 
 /// Forgets the gradient of `t` (PyTorch's `t.grad = None`), for which tch has no
 /// call. Until the next backward the optimizers pass over it.

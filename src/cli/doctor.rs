@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use downhill::models::{self, Survey};
+use downhill::train::{Memory, Sketch};
 use downhill::{device, tch};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,12 @@ pub(super) struct Doctor {
     /// Rank of the adapters to plan for
     #[arg(long, default_value_t = 16)]
     lora_r: i64,
+    /// Rows in one forward pass
+    #[arg(long, default_value_t = 4)]
+    per_device_train_batch_size: u64,
+    /// Tokens per row
+    #[arg(long, default_value_t = 1024)]
+    max_length: u64,
 }
 
 /// The version that Cargo.toml pins.
@@ -59,6 +66,7 @@ fn examine(args: &Doctor) -> Result<ExitCode> {
     println!();
     describe(&dir, &survey);
     plan(&survey, args.lora_r, device, free);
+    step(&survey, args, device, auto(device));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -66,24 +74,27 @@ fn describe(dir: &Path, survey: &Survey) {
     let form = if survey.quantized { ", in 4 bits by bitsandbytes" } else { "" };
     println!("checkpoint  {}", dir.display());
     println!("family      {}", survey.family);
-    println!("parameters  {:.3} billion", survey.parameters as f64 / 1e9);
-    println!("files       {} GiB{form}", gib(survey.file_bytes));
+    let (count, unit) = match survey.parameters {
+        n if n < 100_000_000 => (n as f64 / 1e6, "million"),
+        n => (n as f64 / 1e9, "billion"),
+    };
+    println!("parameters  {count:.3} {unit}");
+    println!("files       {}{form}", sized(survey.file_bytes));
     println!("longest     {} tokens", survey.max_position_embeddings);
 }
 
 /// Memory by setting. `auto` computes, and holds what is not quantized, in bf16 on a
 /// GPU and in f32 on a CPU.
 fn plan(survey: &Survey, r: i64, device: Device, free: Option<u64>) {
-    let auto = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
     let settings = [
-        ("--load-in-4bit true", Some(64), auto),
+        ("--load-in-4bit true", Some(64), auto(device)),
         ("--load-in-4bit true --compute-dtype bf16", Some(64), Kind::BFloat16),
         ("--load-in-4bit false --compute-dtype bf16", None, Kind::BFloat16),
         ("--load-in-4bit false --compute-dtype f32", None, Kind::Float),
     ];
     let usual = survey.adapter_parameters(r, &["q_proj", "v_proj"]);
     let all = survey.adapter_parameters(r, &["all-linear"]);
-    println!("\nmemory in GiB, computed; activations come on top");
+    println!("\nmemory, computed");
     println!("{:44}{:>10}{:>12}{:>12}", "", "weights", "q,v LoRA", "all-linear");
     for (flags, nf4, kind) in settings {
         let weights = survey.weight_bytes(nf4, kind);
@@ -93,14 +104,51 @@ fn plan(survey: &Survey, r: i64, device: Device, free: Option<u64>) {
         };
         println!(
             "{flags:44}{:>10}{:>12}{:>12}{fits}",
-            gib(weights),
-            gib(weights + usual * TRAINED),
-            gib(weights + all * TRAINED),
+            sized(weights),
+            sized(weights + usual * TRAINED),
+            sized(weights + all * TRAINED),
         );
     }
     println!(
         "adapters of rank {r}: {usual} parameters on q_proj,v_proj; {all} on all"
     );
+}
+
+/// What `--compute-dtype auto` means.
+fn auto(device: Device) -> Kind {
+    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
+}
+
+/// What a step takes on top, with adapters on all linears.
+fn step(survey: &Survey, args: &Doctor, device: Device, kind: Kind) {
+    let rows = args.per_device_train_batch_size;
+    let length = args.max_length.min(survey.max_position_embeddings as u64);
+    println!("\nand for a step of {rows} rows of {length} tokens, computed");
+    for checkpointing in [false, true] {
+        let sketch = Sketch {
+            rows,
+            length,
+            kind,
+            nf4: Some(64),
+            r: args.lora_r,
+            targets: &["all-linear"],
+            dropout: true,
+            checkpointing,
+            cuda: device.is_cuda(),
+        };
+        let need = Memory::planned(survey, &sketch);
+        let above = need.part("activations") + need.part(Memory::HIGHEST);
+        let flag = format!("--gradient-checkpointing {checkpointing}");
+        println!("{flag:44}{:>10}", sized(above as u64));
+    }
+}
+
+/// In GiB, or in MiB what is small.
+fn sized(bytes: u64) -> String {
+    match bytes {
+        n if n < 1 << 27 => format!("{:.1} MiB", n as f64 / f64::from(1 << 20)),
+        n => format!("{} GiB", gib(n)),
+    }
 }
 
 fn gib(bytes: u64) -> String {

@@ -1,8 +1,8 @@
 //! `downhill preview`: what a model would see of a file's rows, and which are bad.
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{ArgAction, Args};
 use downhill::data::{Dataset, Example, IGNORED, RowEncoder, Tokenizer, check};
-use downhill::models;
+use downhill::{Error, models};
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,7 +84,11 @@ impl Preview {
     /// The first rows, token by token.
     fn show(&self, encoder: RowEncoder) -> Result<ExitCode> {
         let tokenizer = encoder.tokenizer.clone();
-        let data = Dataset::read(&self.train_file, encoder)?;
+        let data =
+            Dataset::read(&self.train_file, encoder).map_err(|e| match e {
+                Error::Row { .. } => anyhow!("{e}\n(--check lists every bad row)"),
+                e => e.into(),
+            })?;
         let colour =
             stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let mut shown = 0;

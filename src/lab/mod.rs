@@ -8,16 +8,17 @@ mod memory;
 pub mod normality;
 mod parallel;
 mod report;
-mod shipped;
+pub mod shipped;
 pub mod tables;
 mod text;
+pub mod tune;
 mod words;
 
 pub use memory::peak;
 pub use parallel::{by_seed, parallel};
 pub use report::Report;
 pub use shipped::Shipped;
-pub use text::{Run, Text, train, train_all};
+pub use text::{Run, Text, find, train, train_all};
 pub use words::Words;
 
 use crate::optim::{Optimizer, Param};

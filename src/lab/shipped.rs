@@ -1,7 +1,7 @@
 //! The checkpoint that ships, and the pages that it has not read.
 use super::text::{find, read};
 use crate::Result;
-use crate::data::Tokenizer;
+use crate::data::{Dataset, Example, Labelled, LabelledRow, Labels, Tokenizer};
 use crate::models::{Decoder, LoadOptions, load};
 use crate::nn::Mode;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -33,17 +33,8 @@ impl Shipped {
     /// # Errors
     /// It is in none of them; what is wrong with it.
     pub fn load() -> Result<Self> {
-        let dir = find("examples/data/tiny/config.json")?;
-        let dir = dir.parent().unwrap_or(&dir);
-        let options = LoadOptions {
-            quantize: false,
-            blocksize: 64,
-            double_quant: false,
-            kind: Kind::Float,
-            device: Device::Cpu,
-        };
-        let model = load(dir, &options, &mut |_, _| ())?;
-        let tokenizer = Tokenizer::from_dir(dir)?;
+        let model = checkpoint(false)?;
+        let tokenizer = tokenizer()?;
         let mut pages: Vec<i64> = vec![];
         for book in BOOKS {
             // As `examples/make_tiny` joins and divides it.
@@ -105,4 +96,120 @@ impl Shipped {
         });
         named.collect()
     }
+}
+
+/// The tiny checkpoint, in f32.
+fn checkpoint(quantize: bool) -> Result<Decoder> {
+    let file = find("examples/data/tiny/config.json")?;
+    let options = LoadOptions {
+        quantize,
+        blocksize: 64,
+        double_quant: quantize,
+        kind: Kind::Float,
+        device: Device::Cpu,
+    };
+    load(file.parent().unwrap_or(&file), &options, &mut |_, _| ())
+}
+
+/// The tiny checkpoint, its linear layers in NF4 with double quantization.
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn in_four_bits() -> Result<Decoder> {
+    checkpoint(true)
+}
+
+/// Its tokenizer.
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn tokenizer() -> Result<Tokenizer> {
+    let file = find("examples/data/tiny/tokenizer.json")?;
+    Tokenizer::from_dir(file.parent().unwrap_or(&file))
+}
+
+/// The date rows: those to learn (`train`), or those of the examination (`eval`).
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn dates(part: &str) -> Result<Dataset> {
+    let file = find(&format!("examples/data/dates_{part}.jsonl"))?;
+    let tokenizer = tokenizer()?;
+    Dataset::load(file, Some(&tokenizer), 256, tokenizer.vocab_size())
+}
+
+/// Paragraphs of *Alice's Adventures in Wonderland*, all of which is learned: rows of
+/// very different lengths.
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn paragraphs(count: usize) -> Result<Vec<Example>> {
+    let (text, tokenizer) = (read("alice_in_wonderland")?, tokenizer()?);
+    let long = text.split("\n\n").filter(|p| p.len() > 40);
+    let row = |(line, paragraph): (usize, &str)| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        let mut ids = tokenizer.encode(&words.join(" "), true)?;
+        ids.push(tokenizer.eos_id());
+        Ok(Example { labels: ids.clone(), ids, line: line + 1 })
+    };
+    long.skip(20).take(count).enumerate().map(row).collect()
+}
+
+/// Tokens of a paragraph, from its first.
+const BEGINNING: usize = 32;
+/// Paragraphs of each book, to learn and for the examination.
+const EACH: [usize; 2] = [250, 28];
+
+/// The beginnings of long paragraphs, labelled with the book that they are from: to
+/// learn, and from the last tenth of each book for the examination.
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn books() -> Result<[Labelled; 2]> {
+    let tokenizer = tokenizer()?;
+    let mut parts = [vec![], vec![]];
+    for (class, book) in BOOKS.iter().enumerate() {
+        let text = read(book)?;
+        let long: Vec<&str> = text.split("\n\n").filter(|p| p.len() > 150).collect();
+        let (learn, exam) = long.split_at(long.len() - long.len() / 10);
+        for ((part, some), each) in parts.iter_mut().zip([learn, exam]).zip(EACH) {
+            // Evenly spread: paragraph i·n/each.
+            for i in 0..each.min(some.len()) {
+                let line = i * some.len() / each.min(some.len());
+                let words: Vec<&str> = some[line].split_whitespace().collect();
+                let mut ids = tokenizer.encode(&words.join(" "), true)?;
+                ids.truncate(BEGINNING);
+                let target = class as f64;
+                part.push(LabelledRow { ids, target, line: line + 1 });
+            }
+        }
+    }
+    let names = ["Pride", "Persuasion", "Alice"];
+    let labels = Labels::Classes(names.map(String::from).to_vec());
+    Ok(parts.map(|rows| with_labels(rows, &labels)))
+}
+
+/// The prompts of [`dates`] with their years as numbers, in centuries from 1850.
+///
+/// # Errors
+/// As [`Shipped::load`].
+pub fn years() -> Result<[Labelled; 2]> {
+    let tokenizer = tokenizer()?;
+    let of = |part: &str| -> Result<Labelled> {
+        let mut rows = vec![];
+        for e in dates(part)?.examples {
+            let date = tokenizer.decode(&e.target())?;
+            let year = date.trim().split('-').next().and_then(|y| y.parse().ok());
+            let year: f64 = year.unwrap_or(f64::NAN);
+            let (ids, target) = (e.prompt().to_vec(), (year - 1850.) / 100.);
+            rows.push(LabelledRow { ids, target, line: e.line });
+        }
+        Ok(with_labels(rows, &Labels::Numbers))
+    };
+    Ok([of("train")?, of("eval")?])
+}
+
+fn with_labels(rows: Vec<LabelledRow>, labels: &Labels) -> Labelled {
+    let (path, labels) = ("examples/data".into(), labels.clone());
+    Labelled { path, rows, labels, truncated: vec![] }
 }

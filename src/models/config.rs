@@ -90,7 +90,7 @@ pub struct ExpertsConfig {
 
 impl DecoderConfig {
     /// The experts of a layer, if it has some.
-    pub(super) fn experts_of(&self, layer: i64) -> Option<&ExpertsConfig> {
+    pub fn experts_of(&self, layer: i64) -> Option<&ExpertsConfig> {
         let here =
             |e: &&ExpertsConfig| layer >= e.first_dense && layer % e.every == 0;
         self.experts.as_ref().filter(here)
@@ -128,7 +128,8 @@ const FAMILIES: [(&str, &str, Reader); 5] = [
     ("deepseek_v3", "DeepseekV3ForCausalLM", read::<deepseek_v3::Config>),
 ];
 
-fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {
+/// The contents of a `config.json`.
+pub(super) fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {
     let json: Value =
         serde_json::from_slice(bytes).map_err(|e| format!("not JSON: {e}"))?;
     let family = json.get("model_type").and_then(Value::as_str);

@@ -1,6 +1,6 @@
 //! What a checkpoint is and what it will take, from its description and the headers of
 //! its files: no weight is read.
-use super::config::read_config;
+use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
 use super::weights::Weights;
@@ -26,6 +26,8 @@ pub struct Survey {
     pub quantized: bool,
     /// The longest text that it was made for, in tokens.
     pub max_position_embeddings: i64,
+    /// Its shape.
+    pub config: DecoderConfig,
 }
 
 /// Surveys the checkpoint in `dir`.
@@ -37,20 +39,39 @@ pub fn survey(dir: &Path) -> Result<Survey> {
     let checkpoint = Checkpoint::open(dir)?;
     let json = config_json(dir)?;
     let family = json["model_type"].as_str().or(json["architectures"][0].as_str());
-    let mut walk = Walk { checkpoint: &checkpoint, parameters: 0, linears: vec![] };
-    let max_position_embeddings = config.max_position_embeddings;
-    Decoder::new(config, &mut walk)?;
-    Ok(Survey {
-        family: family.unwrap_or("unknown").into(),
-        parameters: walk.parameters,
-        linears: walk.linears,
-        file_bytes: checkpoint.bytes(),
-        quantized: Bitsandbytes::of(&json).is_ok_and(|q| q.is_some()),
-        max_position_embeddings,
-    })
+    let survey =
+        Survey::walk(family.unwrap_or("unknown"), config, Some(&checkpoint))?;
+    let quantized = Bitsandbytes::of(&json).is_ok_and(|q| q.is_some());
+    Ok(Survey { file_bytes: checkpoint.bytes(), quantized, ..survey })
 }
 
 impl Survey {
+    /// Of a model of this shape, of which there are no files.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn of(family: &str, config: DecoderConfig) -> Result<Self> {
+        Self::walk(family, config, None)
+    }
+
+    fn walk(
+        family: &str,
+        config: DecoderConfig,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Self> {
+        let mut walk = Walk { checkpoint, parameters: 0, linears: vec![] };
+        Decoder::new(config.clone(), &mut walk)?;
+        Ok(Self {
+            family: family.into(),
+            parameters: walk.parameters,
+            linears: walk.linears,
+            file_bytes: 0,
+            quantized: false,
+            max_position_embeddings: config.max_position_embeddings,
+            config,
+        })
+    }
+
     /// Bytes of the weights in memory: the blocks' linears in NF4 with double
     /// quantization in blocks of `Some(size)`, or not quantized; all else in `kind`.
     pub fn weight_bytes(&self, nf4: Option<usize>, kind: Kind) -> u64 {
@@ -83,9 +104,9 @@ impl Survey {
     }
 }
 
-/// Counts, and looks each tensor up in the headers.
+/// Counts, and looks each tensor up in the headers, where there are files.
 struct Walk<'a> {
-    checkpoint: &'a Checkpoint,
+    checkpoint: Option<&'a Checkpoint>,
     parameters: u64,
     linears: Vec<(String, [i64; 2])>,
 }
@@ -103,10 +124,12 @@ impl Walk<'_> {
 
 impl Weights for Walk<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let found = self.checkpoint.shape(name)?;
-        if found != shape {
-            let what = format!("shape {found:?}, config.json implies {shape:?}");
-            return Err(Error::tensor(self.checkpoint.file_of(name), name, what));
+        if let Some(checkpoint) = self.checkpoint {
+            let found = checkpoint.shape(name)?;
+            if found != shape {
+                let what = format!("shape {found:?}, config.json implies {shape:?}");
+                return Err(Error::tensor(checkpoint.file_of(name), name, what));
+            }
         }
         self.count(shape);
         self.stand_in(shape)
@@ -116,7 +139,8 @@ impl Weights for Walk<'_> {
         let weight = format!("{name}.weight");
         self.linears.push((name.into(), shape));
         // Codes have another shape than their matrix.
-        let w = match self.checkpoint.contains(&format!("{weight}{}", bnb::STATE)) {
+        let state = format!("{weight}{}", bnb::STATE);
+        let w = match self.checkpoint.is_some_and(|c| c.contains(&state)) {
             true => {
                 self.count(&shape);
                 self.stand_in(&shape)?

@@ -30,6 +30,7 @@ pub fn cross_entropy(
     let mut loss = Tensor::zeros([], (kind, h.device()));
     let (mut dh, mut dw) = (vec![], learns_w.then(|| w.zeros_like()));
     no_grad(|| -> Result<()> {
+        // ANCHOR: chunks
         for start in (0..tokens).step_by(chunk as usize) {
             let part = |t: &Tensor| t.f_narrow(0, start, chunk.min(tokens - start));
             let (h, target) = (part(&h)?, part(targets)?);
@@ -46,6 +47,7 @@ pub fn cross_entropy(
                 }
             }
         }
+        // ANCHOR_END: chunks
         Ok(())
     })?;
     let dh = (learns_h && tokens > 0).then(|| Tensor::cat(&dh, 0));

@@ -4,6 +4,7 @@ use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::{Error, Result, device};
 use std::path::Path;
+use tch::{Device, Kind};
 
 /// A model with its data, before adapters.
 pub struct Base {
@@ -86,10 +87,14 @@ impl Base {
         };
         let what = if settings.load_in_4bit { "NF4" } else { "unquantized" };
         say(&format!(
-            "{}: {what}, {:.1} MiB, computing in {:?} on {device:?}",
+            "{}: {what}, {:.1} MiB, computing in {} on {}",
             settings.model.display(),
             model.bytes() as f64 / 1024f64.powi(2),
-            options.kind
+            if options.kind == Kind::BFloat16 { "bf16" } else { "f32" },
+            match device {
+                Device::Cuda(n) => format!("cuda:{n}"),
+                _ => "the CPU".into(),
+            }
         ));
         Ok(Self { model, head, tokenizer, train, eval })
     }

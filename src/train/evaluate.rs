@@ -5,6 +5,7 @@ use crate::Result;
 use crate::data::Labels;
 use crate::models::Decoder;
 use crate::nn::Mode;
+use crate::plot::{Chart, Figure, Heat};
 use serde_json::{Map, Value, json};
 use tch::{Kind, no_grad};
 
@@ -87,6 +88,28 @@ impl Evaluation {
                 [("mae", mae(pairs))].into_iter().chain(r2).collect()
             }
         }
+    }
+
+    /// The table of a classification: a row per true class, a column per predicted one.
+    /// Empty for another task.
+    pub fn confusion(&self) -> Result<Figure> {
+        let Metrics::Classes(table, names) = &self.metrics else {
+            return Chart::new("", "", "").draw();
+        };
+        let title = "Rows by true and predicted class (share of the true)";
+        // What is longer would be cut at the picture's edge.
+        let short = |name: &String| match name.char_indices().nth(12) {
+            Some((end, _)) => format!("{}…", &name[..end]),
+            None => name.clone(),
+        };
+        let names: Vec<String> = names.iter().map(short).collect();
+        let mut heat = Heat::new(title, "predicted", "true", &names).high_is_dark();
+        for (name, counts) in names.iter().zip(&table.0).rev() {
+            let all: u64 = counts.iter().sum();
+            let share = |n: &u64| *n as f64 / all.max(1) as f64;
+            heat = heat.row(name, &counts.iter().map(share).collect::<Vec<_>>());
+        }
+        heat.draw()
     }
 
     /// All of it, each key after `eval_`, as transformers writes them.

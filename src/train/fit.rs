@@ -46,6 +46,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     };
     while run.step < run.total {
         let began = Instant::now();
+        // ANCHOR: step
         let lr = run.schedule.lr(run.step);
         let batches = match micro_batches(run) {
             Ok(batches) => batches,
@@ -78,6 +79,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         }
         run.optimizer.step(lr);
         run.step += 1;
+        // ANCHOR_END: step
 
         busy += began.elapsed();
         window.loss += loss;

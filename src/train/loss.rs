@@ -6,6 +6,7 @@ use crate::nn::Mode;
 use crate::{Error, Result};
 use tch::{Kind, Tensor, no_grad};
 
+// ANCHOR: batch_loss
 /// Cross-entropy summed over the learned tokens of a batch: each position's scores
 /// against the next position's label, −100 left out.
 ///
@@ -16,6 +17,7 @@ pub fn batch_loss(model: &Decoder, batch: &Batch, mode: Mode) -> Result<Tensor> 
     let hidden = hidden(model, batch, mode, &mut |_, _| ())?; // (N, D)
     model.loss(&hidden.index_select(0, &batch.learned), &batch.targets)
 }
+// ANCHOR_END: batch_loss
 
 /// As [`batch_loss`], or the head's loss of the rows.
 pub(super) fn loss_of(

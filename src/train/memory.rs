@@ -47,6 +47,16 @@ impl Memory {
         Self(parts)
     }
 
+    /// The part of this name, 0 if there is none.
+    pub fn part(&self, name: &str) -> usize {
+        self.0.iter().find(|(n, _)| *n == name).map_or(0, |(_, bytes)| *bytes)
+    }
+
+    /// All parts together.
+    pub fn total(&self) -> usize {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
+
     /// A bar for each part.
     pub fn draw(&self) -> Figure {
         let bars = Bars::new("Memory by part (MiB)");

@@ -1,8 +1,8 @@
 //! The report of a run: one HTML page that needs nothing else.
-use super::{Evaluation, Memory, Metrics, Prediction, Run};
+use super::{Memory, Metrics, Prediction, Run};
 use crate::Result;
 use crate::checkpoint::atomic;
-use crate::plot::{Chart, Figure, Heat, escaped};
+use crate::plot::{Chart, Figure, escaped};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -48,7 +48,7 @@ impl Run {
         if let Some(found) = &self.after
             && let Metrics::Classes(..) = found.metrics
         {
-            figures.push(("confusion", confusion(found)?));
+            figures.push(("confusion", found.confusion()?));
         }
         for (name, figure) in &figures {
             figure.save(out.join(format!("{name}.svg")))?;
@@ -140,21 +140,6 @@ impl Run {
         let points = self.log.history.iter().filter_map(point).collect();
         Chart::new(name, "step", name).line("", points).draw()
     }
-}
-
-/// The table of a classification: a row per true class, a column per predicted one.
-fn confusion(found: &Evaluation) -> Result<Figure> {
-    let Metrics::Classes(table, names) = &found.metrics else {
-        return Chart::new("", "", "").draw();
-    };
-    let title = "Rows by true and predicted class (share of the true)";
-    let mut heat = Heat::new(title, "predicted", "true", names);
-    for (name, counts) in names.iter().zip(&table.0).rev() {
-        let all: u64 = counts.iter().sum();
-        let share = |n: &u64| *n as f64 / all.max(1) as f64;
-        heat = heat.row(name, &counts.iter().map(share).collect::<Vec<_>>());
-    }
-    heat.draw()
 }
 
 fn samples(before: &[Prediction], after: &[Prediction]) -> String {

@@ -28,8 +28,23 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("generate", &["models", "nn", "data", "lora"]),
-    // The chapters' comparisons: beside `train`, and nothing stands on it.
-    ("lab", &["models", "nn", "optim", "schedule", "plot", "checkpoint", "data"]),
+    // The chapters' comparisons, chapter 15's with parts of `train`: nothing stands on
+    // it.
+    (
+        "lab",
+        &[
+            "models",
+            "nn",
+            "optim",
+            "schedule",
+            "plot",
+            "checkpoint",
+            "data",
+            "lora",
+            "train",
+            "quant",
+        ],
+    ),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint", "quant"]), // a merge reports what 4 bits change
     ("nn", &["quant", "autograd"]),

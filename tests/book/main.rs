@@ -12,6 +12,7 @@ mod ch08_dropout;
 mod ch09_weight_decay;
 mod ch10_practice;
 mod ch13_nf4;
+mod ch15_finetune;
 mod checkpoint;
 mod common;
 mod data;
