@@ -67,6 +67,7 @@ impl Block {
         (rows, rotation): (&Rows, &Rotation),
         cache: Option<&mut LayerCache>,
         mode: Mode,
+        see: &mut dyn FnMut(&Tensor),
     ) -> Result<Tensor> {
         let drop = |y: Tensor, nth: u32| match self.dropout > 0. {
             true => dropout(&y, self.dropout, mode, self.place + nth),
@@ -76,6 +77,7 @@ impl Block {
         let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
         let x = x + drop(y, 0);
         let normed = self.post_norm.forward(&x)?;
+        see(&normed);
         Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
     }
 
