@@ -9,6 +9,7 @@ pub mod normality;
 mod parallel;
 mod report;
 mod shipped;
+pub mod small;
 pub mod tables;
 mod text;
 mod words;

@@ -12,6 +12,7 @@ pub struct Heat {
     labels: [String; 2],
     columns: Vec<String>,
     rows: Vec<(String, Vec<f64>)>,
+    high_is_dark: bool,
 }
 
 impl Heat {
@@ -24,7 +25,8 @@ impl Heat {
     ) -> Self {
         let labels = [x_label.into(), y_label.into()];
         let columns = columns.iter().map(|c| c.to_string()).collect();
-        Self { title: title.into(), labels, columns, rows: vec![] }
+        let (rows, high_is_dark) = (vec![], false);
+        Self { title: title.into(), labels, columns, rows, high_is_dark }
     }
 
     /// Adds a row above the others: a number per column.
@@ -33,8 +35,14 @@ impl Heat {
         self
     }
 
-    /// Draws it, with two digits in each cell: the lowest number darkest, what is not
-    /// finite grey.
+    /// The highest number darkest.
+    pub fn high_is_dark(mut self) -> Self {
+        self.high_is_dark = true;
+        self
+    }
+
+    /// Draws it, with two digits in each cell: the lowest number darkest unless said
+    /// otherwise, what is not finite grey.
     ///
     /// # Errors
     /// No rows or columns; what plotters says.
@@ -94,6 +102,7 @@ impl Heat {
         for (j, (_, values)) in self.rows.iter().enumerate() {
             for (i, &value) in values.iter().enumerate().take(width) {
                 let share = (high - value) / (high - low).max(f64::MIN_POSITIVE);
+                let share = if self.high_is_dark { 1. - share } else { share };
                 let (colour, ink) = match value.is_finite() {
                     true if share > 0.6 => (RGBColor(0, 114, 178).mix(share), WHITE),
                     true => (RGBColor(0, 114, 178).mix(share), BLACK),
