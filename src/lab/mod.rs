@@ -4,15 +4,19 @@
 
 pub mod codes;
 pub mod cost;
+pub mod faults;
 mod memory;
 pub mod normality;
 mod parallel;
+pub mod published;
 mod report;
+pub mod router;
 mod shipped;
 pub mod small;
 pub mod tables;
 mod text;
 mod words;
+pub mod writing;
 
 pub use memory::peak;
 pub use parallel::{by_seed, parallel};

@@ -1,5 +1,5 @@
-//! The small checkpoints that ship, taken apart: built again with one thing changed,
-//! read at any length, asked which experts they choose.
+//! The small checkpoints that ship, built again with one thing changed, and read at
+//! any length.
 use super::shipped::BOOKS;
 use super::text::{find, read};
 use crate::data::Tokenizer;
@@ -7,9 +7,7 @@ use crate::models::{Decoder, DecoderConfig, LoadOptions, Weights, load};
 use crate::nn::{Mode, dropout::uniform};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// Tokens at the end of each book that `examples/make_tiny` kept from the models.
@@ -18,7 +16,6 @@ const KEPT: usize = 16 * 128;
 const ROWS: i64 = 8;
 
 /// A checkpoint of `examples/data` and what it reads.
-#[derive(Debug)]
 pub struct Small {
     /// As loaded.
     pub model: Decoder,
@@ -169,125 +166,4 @@ pub fn losses(model: &Decoder, rows: &Tensor) -> Result<Tensor> {
 /// What libtorch refuses.
 pub fn mean_loss(model: &Decoder, books: &[Tensor]) -> Result<f64> {
     Ok(losses(model, &Tensor::cat(books, 0))?.mean(Kind::Double).double_value(&[]))
-}
-
-// ANCHOR: choices
-/// The experts that each token of `rows` [R, 1 + T] but the last goes to: [R·T, k] for
-/// every layer that has experts.
-///
-/// # Errors
-/// What libtorch refuses.
-pub fn choices(model: &Decoder, rows: &Tensor) -> Result<Vec<Tensor>> {
-    let t = rows.size()[1] - 1;
-    let k = model.config.experts.as_ref().map_or(1, |e| e.routing.chosen);
-    let weights: BTreeMap<_, _> = model.named_parameters().into_iter().collect();
-    let mut chosen = vec![];
-    let mut see = |name: &str, x: &Tensor| {
-        let layer = name.strip_suffix(".post_attention_layernorm");
-        let router =
-            layer.and_then(|l| weights.get(&format!("{l}.mlp.gate.weight")));
-        if let Some(router) = router {
-            let [x, router] = [x, router].map(|t| t.to_kind(Kind::Float));
-            chosen.push(x.matmul(&router.tr()).topk(k, 1, true, false).1);
-        }
-    };
-    let ids = rows.narrow(1, 0, t).reshape([-1]);
-    let lengths = vec![t; rows.size()[0] as usize];
-    no_grad(|| model.hidden_rows(&ids, &lengths, Mode::Eval, &mut see))?;
-    Ok(chosen)
-}
-// ANCHOR_END: choices
-
-/// How often each of `e` experts [e] was chosen by tokens of each of `l` labels: the
-/// counts [l, e] of choices [N, k] under labels [N].
-pub fn counts(chosen: &Tensor, labels: &Tensor, l: i64, e: i64) -> Tensor {
-    let pairs = labels.unsqueeze(1) * e + chosen;
-    pairs.reshape([-1]).bincount(None::<Tensor>, l * e).view([l, e])
-}
-
-// ANCHOR: information
-/// What the chosen expert and the label tell about each other, in bits a choice:
-/// `Σ p(l, e) log₂ p(l, e) / (p(l) p(e))`, from counts [l, e].
-pub fn information(counts: &Tensor) -> f64 {
-    let p = counts.to_kind(Kind::Double);
-    let p = &p / p.sum(Kind::Double);
-    let sum = |dim: i64| p.sum_dim_intlist([dim].as_slice(), true, Kind::Double);
-    let even = sum(1) * sum(0);
-    let terms = &p * (&p / even).log2();
-    terms
-        .nan_to_num(0., None::<f64>, None::<f64>)
-        .sum(Kind::Double)
-        .double_value(&[])
-}
-// ANCHOR_END: information
-
-/// The labels in an order that has nothing to do with theirs.
-pub fn shuffled(labels: &Tensor, seed: u64) -> Tensor {
-    let order = Tensor::from_slice(&uniform(labels.numel(), 1., seed, 12));
-    labels.index_select(0, &order.argsort(0, false))
-}
-
-// ANCHOR: beam
-/// `tokens` tokens after `prompt` and the logarithm of their probability, by a search
-/// that keeps the `width` likeliest beginnings. With a width of 1 it is greedy.
-///
-/// # Errors
-/// What libtorch refuses.
-pub fn beam(
-    model: &Decoder,
-    prompt: &[i64],
-    tokens: usize,
-    width: i64,
-) -> Result<(Vec<i64>, f64)> {
-    let mut rows = Tensor::from_slice(prompt).unsqueeze(0);
-    let mut sums = Tensor::zeros([1], (Kind::Double, Device::Cpu));
-    for _ in 0..tokens {
-        let hidden = no_grad(|| model.hidden(&rows, Mode::Eval, None))?;
-        let logits = no_grad(|| model.logits(&hidden.select(1, -1)))?;
-        let says = logits.log_softmax(-1, Kind::Double) + sums.unsqueeze(1); // (W, V)
-        let (best, place) = says.view([-1]).topk(width, 0, true, true);
-        let vocabulary = logits.size()[1];
-        let (from, next) =
-            (place.divide_scalar_mode(vocabulary, "floor"), place.fmod(vocabulary));
-        rows = Tensor::cat(&[rows.index_select(0, &from), next.unsqueeze(1)], 1);
-        sums = best;
-    }
-    let ids = Vec::<i64>::try_from(&rows.get(0))?;
-    Ok((ids[prompt.len()..].to_vec(), sums.double_value(&[0])))
-}
-// ANCHOR_END: beam
-
-/// Seconds for the one token at each place of `at` in `row` [1, ..], after what stands
-/// before it: from a cache that holds that already, or computed with all of it. The
-/// shortest of some runs.
-///
-/// # Errors
-/// What libtorch refuses.
-pub fn seconds_for_one(
-    model: &Decoder,
-    row: &Tensor,
-    at: i64,
-    cached: bool,
-) -> Result<f64> {
-    let mut cache = model.cache();
-    let score = |ids: Range<i64>, cache| {
-        let ids = row.narrow(1, ids.start, ids.end - ids.start);
-        let hidden = model.hidden(&ids, Mode::Eval, cache)?;
-        model.logits(&hidden.select(1, -1))
-    };
-    no_grad(|| {
-        if cached {
-            score(0..at, Some(&mut cache))?;
-        }
-        let mut best = f64::INFINITY;
-        for i in 0..if cached { 12 } else { 3 } {
-            let began = Instant::now();
-            match cached {
-                true => score(at + i..at + i + 1, Some(&mut cache))?,
-                false => score(0..at + 1, None)?,
-            };
-            best = best.min(began.elapsed().as_secs_f64());
-        }
-        Ok(best)
-    })
 }

@@ -62,10 +62,12 @@ impl Mla {
         let q = self.q.forward(x, mode)?.unflatten(-1, [self.heads, -1]); // (N, H, K)
         let q = q.split_with_sizes([nope, turned], -1);
         let q = Tensor::cat(&[&q[0], &turn(q[1].shallow_clone())?], -1);
+        // ANCHOR: latent
         let kv = self.kv_a.forward(x, mode)?; // (N, R + rope)
         let kv = kv.split_with_sizes([kv.size()[1] - turned, turned], -1);
         let latent = self.kv_norm.forward(&kv[0])?;
         let shared = turn(kv[1].unsqueeze(1))?; // (N, 1, rope)
+        // ANCHOR_END: latent
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
         let split = |y: Tensor| y.unflatten(-1, [self.heads, -1]);
         let (kv, shared) = match cache {
@@ -89,6 +91,7 @@ impl Mla {
         self.o.forward(&y, mode)
     }
 
+    // ANCHOR: halves
     /// Brings neighbours to where [`Rotation`] turns them, in halves. Queries and keys
     /// are put in the same order, so that their products stay.
     fn halves(&self, x: Tensor) -> Tensor {
@@ -97,6 +100,7 @@ impl Mla {
             false => x,
         }
     }
+    // ANCHOR_END: halves
 
     pub(super) fn linears(&self) -> Vec<(&'static str, &Linear)> {
         let mut all = match &self.q {

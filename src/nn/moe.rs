@@ -65,6 +65,7 @@ pub enum Score {
 }
 
 impl Router {
+    // ANCHOR: route
     /// The weights [N, k] and the numbers [N, k] of the experts chosen for `x` [N, D].
     /// In f32 whatever the kind of `x`, as a near tie must not be lost.
     pub fn route(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -86,6 +87,7 @@ impl Router {
         };
         Ok((weights * r.scale, chosen))
     }
+    // ANCHOR_END: route
 
     fn choose(&self, scores: &Tensor) -> Result<Tensor> {
         let r = &self.routing;
@@ -116,6 +118,7 @@ impl Moe {
     /// [N, D] to [N, D]. Experts that no token goes to are not touched: in 4 bits they
     /// are not dequantized, and their adapters get no gradient.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        // ANCHOR: moe
         let (weights, ids) = self.router.route(x)?;
         let (ids, chosen) = (ids.view([-1]), self.router.routing.chosen); // (N·k)
         let order = ids.f_argsort_stable(true, 0, false)?; // expert by expert
@@ -141,6 +144,7 @@ impl Moe {
             Some(shared) => Ok(sum + shared.forward(x, mode)?),
             None => Ok(sum),
         }
+        // ANCHOR_END: moe
     }
 
     fn shallow_clone(&self) -> Self {

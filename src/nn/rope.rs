@@ -160,6 +160,7 @@ impl Rotation {
         Ok(y.remove(0))
     }
 
+    // ANCHOR: turn
     /// By the angle, or `back` by as much.
     fn turn(&self, x: &Tensor, back: bool) -> Tensor {
         let half = x.size().last().copied().unwrap_or(0) / 2;
@@ -167,6 +168,7 @@ impl Rotation {
         let across = Tensor::cat(&if back { [b, -a] } else { [-b, a] }, -1);
         (x * &self.cos).addcmul_(&across, &self.sin)
     }
+    // ANCHOR_END: turn
 
     pub(crate) fn shallow_clone(&self) -> Self {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
