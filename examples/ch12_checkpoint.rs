@@ -61,8 +61,7 @@ fn main() -> anyhow::Result<()> {
     let text: String = String::from_utf8_lossy(&bytes[8..8 + header]).into_owned();
     let file: Checkpoint = Checkpoint::open(&moe.folder)?;
     let names: usize = file.names().count();
-    let mut shown: String = text.chars().take(240).collect();
-    shown = shown.replace("},", "},\n");
+    let shown = text.chars().take(240).collect::<String>().replace("},", "},\n");
     println!("{:02x?} = {header}, then\n{shown}...", &bytes[..8]);
     println!("{} bytes in all, {} of {names} tensors", bytes.len(), file.bytes());
     report
@@ -201,9 +200,8 @@ fn main() -> anyhow::Result<()> {
     assert!(plain[1] > plain[0] + 0.1 && linear[0] > plain[0] + 0.1, "{ends:?}");
     assert!(yarn[1] < short && yarn[1] < plain[1], "{ends:?} {short}");
     report.number("long.cut", short);
-    let figure =
-        chart.dashed("at most 127 before", vec![(384., short), (512., short)]);
-    let figure = figure.draw()?;
+    let line: Vec<(f64, f64)> = vec![(384., short), (512., short)];
+    let figure = chart.dashed("at most 127 before", line).draw()?;
     report.figure("long", &figure)?;
     // NOTEBOOK: figure
 
@@ -358,10 +356,8 @@ fn main() -> anyhow::Result<()> {
         let gain = Spread::of(gains.iter().map(|g| g.exp()));
         assert!(beaten > 0.5, "{beaten}");
         println!("{tokens:3} tokens: greedy beaten in {beaten:.2}, {gain:.2} times");
-        report.numbers(
-            &format!("greedy.{key}"),
-            [("beaten", beaten), ("times", gain.median)],
-        );
+        let all = [("beaten", beaten), ("times", gain.median)];
+        report.numbers(&format!("greedy.{key}"), all);
     }
     report.tolerance("greedy", Some(0.2));
     report.number("greedy.prompts", starts.len() as f64);
@@ -393,9 +389,9 @@ fn main() -> anyhow::Result<()> {
         parts.iter().filter(|n| **n < long.max_new_tokens as f64).count();
     println!("in bf16 {left} of {texts} texts part, after {parts:?} tokens");
     report.numbers("parts", [("left", left as f64), ("texts", texts as f64)]);
-    report.number("parts.tokens", long.max_new_tokens as f64);
-    report
-        .number("parts.first", parts.iter().copied().fold(f64::INFINITY, f64::min));
+    let first: f64 = parts.iter().copied().fold(f64::INFINITY, f64::min);
+    let tokens = long.max_new_tokens as f64;
+    report.numbers("parts", [("tokens", tokens), ("first", first)]);
     report.tolerance("parts", Some(0.5));
     report.finish()?;
 
