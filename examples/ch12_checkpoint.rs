@@ -61,7 +61,8 @@ fn main() -> anyhow::Result<()> {
     let text: String = String::from_utf8_lossy(&bytes[8..8 + header]).into_owned();
     let file: Checkpoint = Checkpoint::open(&moe.folder)?;
     let names: usize = file.names().count();
-    let shown = text.chars().take(240).collect::<String>().replace("},", "},\n");
+    let shown: String =
+        text.chars().take(240).collect::<String>().replace("},", "},\n");
     println!("{:02x?} = {header}, then\n{shown}...", &bytes[..8]);
     println!("{} bytes in all, {} of {names} tensors", bytes.len(), file.bytes());
     report
@@ -109,9 +110,8 @@ fn main() -> anyhow::Result<()> {
         let [kept, apart] = shape.bytes().map(|b| b / 1024.);
         let ratio = apart / kept;
         println!("{:20} {kept:6.1} KiB, {apart:7.1} if apart", shape.0);
-        let end = format!("{kept:.0}, {ratio:.0} × less than by head");
-        let plain = format!("{kept:.0}, every head its own");
-        chart = chart.bar(shape.0, kept, if ratio > 1. { &end } else { &plain });
+        let text = format!("{kept:.0} of {apart:.0}, if by head");
+        chart = chart.bar(shape.0, kept, &text);
         let key = shape.0.to_lowercase().replace('-', "_");
         report.numbers(&format!("cache.{key}"), [("kib", kept), ("ratio", ratio)]);
         report.number(&format!("cache.{key}.gib_128k"), kept * 128. / 1024.);
@@ -151,7 +151,7 @@ fn main() -> anyhow::Result<()> {
     }
     report.number("time.tokens", tokens as f64);
     report.tolerance("time", None);
-    let figure = chart.log_y().draw()?;
+    let figure = chart.log_y().y_range(0.3, 300.).draw()?;
     report.figure("time", &figure)?;
     // NOTEBOOK: figure
 
@@ -196,12 +196,13 @@ fn main() -> anyhow::Result<()> {
         short += mean(&part.narrow(1, 63, 64)) / 2.;
     }
     println!("at most 127 before {short:.3}");
-    let [plain, linear, yarn] = [ends[0], ends[1], ends[2]];
+    let [plain, linear, yarn]: [[f64; 2]; 3] = [ends[0], ends[1], ends[2]];
     assert!(plain[1] > plain[0] + 0.1 && linear[0] > plain[0] + 0.1, "{ends:?}");
     assert!(yarn[1] < short && yarn[1] < plain[1], "{ends:?} {short}");
     report.number("long.cut", short);
     let line: Vec<(f64, f64)> = vec![(384., short), (512., short)];
-    let figure = chart.dashed("at most 127 before", line).draw()?;
+    let figure = chart.dashed("at most 127 before", line);
+    let figure = figure.y_range(4.1, 5.1).draw()?;
     report.figure("long", &figure)?;
     // NOTEBOOK: figure
 
@@ -232,7 +233,7 @@ fn main() -> anyhow::Result<()> {
     let mut heat = Heat::new(title, "expert", "", &numbers).high_is_dark();
     let by_source: Tensor = counts(&picked[1], &source, 4, 16);
     let by_kind: Tensor = counts(&picked[1], &kind, 6, 16);
-    for (i, name) in KINDS.iter().enumerate().take(5).rev() {
+    for (i, name) in KINDS.iter().enumerate().take(4).rev() {
         heat = heat.row(name, &load(&by_kind.get(i as i64)));
     }
     for (i, name) in
