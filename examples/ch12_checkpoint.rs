@@ -110,7 +110,7 @@ fn main() -> anyhow::Result<()> {
         let [kept, apart] = shape.bytes().map(|b| b / 1024.);
         let ratio = apart / kept;
         println!("{:20} {kept:6.1} KiB, {apart:7.1} if apart", shape.0);
-        let text = format!("{kept:.0} of {apart:.0}, if by head");
+        let text = format!("{kept:.0} (by head {apart:.0})");
         chart = chart.bar(shape.0, kept, &text);
         let key = shape.0.to_lowercase().replace('-', "_");
         report.numbers(&format!("cache.{key}"), [("kib", kept), ("ratio", ratio)]);
@@ -321,7 +321,7 @@ fn main() -> anyhow::Result<()> {
         let right = rows[0].1;
         assert!(rows.iter().all(|(_, loss)| *loss > right - 0.01), "{rows:?}");
         let layout = rows.iter().find(|row| row.0 == "layout");
-        assert!(layout.is_some_and(|row| row.1 > right + 0.3), "{rows:?}");
+        assert!(layout.is_some_and(|row| row.1 > right + 0.5), "{rows:?}");
     }
     report.tolerance("wrong", Some(0.02));
     // Without the BOS, the same tokens are to be predicted.
