@@ -61,6 +61,7 @@ pub fn generate(
         return Err(Error::setting("--prompt", what));
     }
     no_grad(|| {
+        // ANCHOR: loop
         let mut cache = model.cache();
         let mut written = Vec::new();
         let mut next = prompt.to_vec();
@@ -81,6 +82,7 @@ pub fn generate(
             next = vec![id];
         }
         Ok(written)
+        // ANCHOR_END: loop
     })
 }
 
@@ -93,6 +95,7 @@ fn choose(logits: &Tensor, s: &Sampling, position: usize) -> Result<i64> {
         }
         return Ok(id);
     }
+    // ANCHOR: nucleus
     let p = (logits.to_kind(Kind::Double) / s.temperature).softmax(0, Kind::Double);
     let (p, order) = p.sort(0, true);
     let p = Vec::<f64>::try_from(p.to_device(tch::Device::Cpu))?;
@@ -107,6 +110,7 @@ fn choose(logits: &Tensor, s: &Sampling, position: usize) -> Result<i64> {
         open
     };
     let nucleus: Vec<f64> = p.iter().take_while(within).copied().collect();
+    // ANCHOR_END: nucleus
     let key = [s.seed as u32, (s.seed >> 32) as u32];
     let word = philox([position as u32, 0, 0, 3], key)[0];
     let mut left =

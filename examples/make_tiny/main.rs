@@ -1,11 +1,14 @@
 //! Makes everything under `examples/data/` that is not a source text: the tokenizer
-//! and the weights of the tiny checkpoint, and the rows of the date task.
+//! and the weights of the tiny checkpoints, and the rows of the date task.
 //!
-//! `cargo run --example make_tiny` writes all of it again (see `--help`), on the CPU;
-//! with `-- --steps 0` all but the weights, in a few seconds.
+//! `cargo run --example make_tiny` writes all of it again (see `--help`), on the CPU,
+//! but for the checkpoint with experts, which `-- --moe` writes; with `-- --steps 0` all
+//! but the weights, in a few seconds.
+mod balance;
 pub mod dates;
 mod pretrain;
 mod rng;
+mod shape;
 mod text;
 mod tokenizer;
 
@@ -20,9 +23,12 @@ pub struct Args {
     /// Where the source texts are.
     #[arg(long, default_value = "examples/data")]
     data: PathBuf,
-    /// Where to write the checkpoint folder `tiny` and the two files of rows.
+    /// Where to write the checkpoint's folder and the two files of rows.
     #[arg(long, default_value = "examples/data")]
     out: PathBuf,
+    /// Make `tiny_moe`, which has latent attention and experts, in place of `tiny`.
+    #[arg(long)]
+    moe: bool,
     /// Optimizer steps of the pretraining; 0 writes no weights.
     #[arg(long, default_value_t = 1600)]
     steps: i64,
@@ -40,7 +46,11 @@ fn main() -> Result<()> {
 
 /// Writes everything.
 pub fn make(args: &Args) -> Result<()> {
-    let tiny = args.out.join("tiny");
+    let (folder, shape) = match args.moe {
+        true => ("tiny_moe", shape::experts()),
+        false => ("tiny", shape::dense()),
+    };
+    let tiny = args.out.join(folder);
     std::fs::create_dir_all(&tiny).with_context(|| tiny.display().to_string())?;
 
     let (learn, exam) = dates::rows(&args.data.join("almanac.tsv"), args.seed)?;
@@ -63,7 +73,7 @@ pub fn make(args: &Args) -> Result<()> {
             learning_rate: args.learning_rate,
             seed: args.seed,
         };
-        let model = pretrain::run(&tokenizer, &books, &recipe)?;
+        let model = pretrain::run(shape, &tokenizer, &books, &recipe)?;
         pretrain::write(&model, &tokenizer, &tiny)?;
         for start in [
             "Elizabeth was",

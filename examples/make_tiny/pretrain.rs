@@ -2,12 +2,13 @@
 //! cosine schedule and clipping.
 use super::rng::Rng;
 use super::text::register_entry;
-use super::tokenizer::{BOS, EOS, PAD, VOCABULARY, decode, encode, id};
+use super::tokenizer::{BOS, EOS, PAD, decode, encode, id};
+use super::{balance, shape};
 use anyhow::Result;
 use downhill::checkpoint::save_safetensors;
 use downhill::generate::{Sampling, generate};
 use downhill::models::{Decoder, DecoderConfig};
-use downhill::nn::{Mode, Rope, RopeScaling, dropout::Rates};
+use downhill::nn::Mode;
 use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, clip_grad_norm};
 use downhill::schedule::{Schedule, cosine};
 use downhill::tch::{Kind, Reduction, Tensor, no_grad};
@@ -26,31 +27,6 @@ pub struct Recipe {
 
 /// Tokens of a page.
 const PAGE: usize = 128;
-
-/// The shape of the checkpoint: a deepseek-llm in small.
-fn config() -> DecoderConfig {
-    DecoderConfig {
-        vocab_size: VOCABULARY as i64,
-        hidden_size: 192,
-        intermediate_size: 512,
-        num_hidden_layers: 4,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 32,
-        rms_norm_eps: 1e-6,
-        rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
-        max_position_embeddings: 512,
-        tie_word_embeddings: true,
-        attention_bias: false,
-        output_bias: false,
-        qk_norm: false,
-        mlp_bias: false,
-        latent: None,
-        experts: None,
-        extra_layers: 0,
-        dropout: Rates::default(),
-    }
-}
 
 /// Token ids, and from which of them on they are to be predicted.
 struct Row {
@@ -91,8 +67,9 @@ impl Reader<'_> {
     }
 }
 
-/// Mean cross-entropy of the tokens to be predicted, in nats.
-fn loss(model: &Decoder, rows: &[Row], pad: i64) -> Result<Tensor> {
+/// Mean cross-entropy of the tokens to be predicted, in nats; and how uneven the load
+/// of the experts was, if there are some.
+fn loss(model: &Decoder, rows: &[Row], pad: i64) -> Result<(Tensor, Tensor)> {
     let t = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let (mut ids, mut targets) = (Vec::<i64>::new(), Vec::<i64>::new());
     for row in rows {
@@ -106,11 +83,21 @@ fn loss(model: &Decoder, rows: &[Row], pad: i64) -> Result<Tensor> {
     let before = shape[1] - 1;
     let ids = Tensor::from_slice(&ids).view(shape).narrow(1, 0, before);
     let targets = Tensor::from_slice(&targets).view(shape).narrow(1, 1, before);
-    let hidden = model.hidden(&ids, Mode::Eval, None)?;
-    let logits = model.logits(&hidden)?.flatten(0, 1);
-    let targets = targets.reshape([-1]);
+    let (ids, targets) = (ids.reshape([-1]), targets.reshape([-1]));
+    let mut seen = Vec::new();
+    let mut see = |name: &str, x: &Tensor| {
+        seen.extend(
+            balance::router_of(name).map(|router| (router, x.shallow_clone())),
+        )
+    };
+    let lengths = vec![before; rows.len()];
+    let hidden = model.hidden_rows(&ids, &lengths, Mode::Eval, &mut see)?;
+    let logits = model.logits(&hidden)?;
     let none: Option<Tensor> = None;
-    Ok(logits.cross_entropy_loss(&targets, none, Reduction::Mean, IGNORED, 0.))
+    let loss =
+        logits.cross_entropy_loss(&targets, none, Reduction::Mean, IGNORED, 0.);
+    let real = ids.ne(pad).nonzero().view([-1]);
+    Ok((loss, balance::unevenness(model, &seen, &real)?))
 }
 
 /// The target that is not to be predicted.
@@ -119,6 +106,7 @@ const IGNORED: i64 = -100;
 /// Trains a new model. Prints the loss on the last pages of each book, which it has
 /// not read.
 pub fn run(
+    config: DecoderConfig,
     tokenizer: &Tokenizer,
     books: &[Vec<String>],
     recipe: &Recipe,
@@ -134,7 +122,7 @@ pub fn run(
         unread.push((&book[0], last.chunks(PAGE).map(page).collect::<Vec<_>>()));
         read.append(&mut ids);
     }
-    let model = Decoder::random(config(), recipe.seed)?;
+    let model = Decoder::random(config, recipe.seed)?;
     let mut named = model.named_parameters();
     // Decoder::random draws from N(0, 0.02²), which suits a width of 1/0.02² = 2500.
     // Narrow layers need wider draws, or attention stays even for too long.
@@ -159,14 +147,18 @@ pub fn run(
         // Looking back is learned soonest alone; afterwards one step in three keeps it.
         let register = step < recipe.steps / 4 || step % 3 == 0;
         let rows = if register { reader.entries()? } else { reader.pages() };
-        let loss = loss(&model, &rows, special[2])?;
-        loss.backward();
+        let (loss, uneven) = loss(&model, &rows, special[2])?;
+        (&loss + &uneven * balance::ALPHA).backward();
         clip_grad_norm(optimizer.params(), 1.0);
         optimizer.step(schedule.lr(step));
         optimizer.zero_grad();
         let (part, loss) = (&mut mean[register as usize], loss.double_value(&[]));
         *part = if part.is_nan() { loss } else { 0.96 * *part + 0.04 * loss };
-        let text = format!(" loss: books {:.3}, register {:.3}", mean[0], mean[1]);
+        let mut text =
+            format!(" loss: books {:.3}, register {:.3}", mean[0], mean[1]);
+        if model.config.experts.is_some() {
+            text += &format!(", unevenness {:.3}", uneven.double_value(&[]));
+        }
         bar.inc(1);
         if bar.is_hidden() && (step + 1) % 50 == 0 {
             println!("step {}:{text}", step + 1);
@@ -175,7 +167,7 @@ pub fn run(
     }
     bar.finish();
     for (book, rows) in &unread {
-        let nats = no_grad(|| loss(&model, rows, special[2]))?.double_value(&[]);
+        let nats = no_grad(|| loss(&model, rows, special[2]))?.0.double_value(&[]);
         println!("unread pages of {book}: {nats:.3} nats a token");
     }
     Ok(model)
@@ -207,35 +199,8 @@ pub fn write(model: &Decoder, tokenizer: &Tokenizer, folder: &Path) -> Result<()
         &tensors,
         &[("format", "pt")],
     )?;
-    let c = &model.config;
     let ids = [id(tokenizer, BOS)?, id(tokenizer, EOS)?, id(tokenizer, PAD)?];
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": c.attention_bias,
-        "attention_dropout": 0.0,
-        "bos_token_id": ids[0],
-        "eos_token_id": ids[1],
-        "head_dim": c.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": c.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": c.intermediate_size,
-        "max_position_embeddings": c.max_position_embeddings,
-        "mlp_bias": c.mlp_bias,
-        "model_type": "llama",
-        "num_attention_heads": c.num_attention_heads,
-        "num_hidden_layers": c.num_hidden_layers,
-        "num_key_value_heads": c.num_key_value_heads,
-        "pad_token_id": ids[2],
-        "pretraining_tp": 1,
-        "rms_norm_eps": c.rms_norm_eps,
-        "rope_scaling": null,
-        "rope_theta": c.rope.theta,
-        "tie_word_embeddings": c.tie_word_embeddings,
-        "torch_dtype": "bfloat16",
-        "use_cache": true,
-        "vocab_size": c.vocab_size,
-    });
+    let config = shape::json(&model.config, ids);
     super::write_json(&folder.join("config.json"), &config)?;
     let generation = json!({ "bos_token_id": ids[0], "eos_token_id": ids[1], "pad_token_id": ids[2] });
     super::write_json(&folder.join("generation_config.json"), &generation)

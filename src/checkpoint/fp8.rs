@@ -55,6 +55,7 @@ impl Checkpoint {
             return Err(Error::tensor(self.file_of(&scale_name), scale_name, what));
         }
         no_grad(|| {
+            // ANCHOR: blocks
             let scale = scale.to_kind(Kind::Float);
             let y = Tensor::f_empty([rows, columns], (kind, w.device()))?;
             for i in 0..blocks[0] {
@@ -65,6 +66,7 @@ impl Checkpoint {
                 y.narrow(0, first, n).f_copy_(&part)?;
             }
             Ok(y)
+            // ANCHOR_END: blocks
         })
     }
 }

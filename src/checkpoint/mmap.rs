@@ -63,11 +63,13 @@ impl MappedFile {
         all.into_iter().map(|(name, _)| name).collect()
     }
 
+    // ANCHOR: raw
     /// One tensor's bytes.
     pub(super) fn raw(&self, name: &str) -> Result<&[u8]> {
         let (begin, end) = self.info(name)?.data_offsets;
         Ok(&self.map[self.data_start + begin..self.data_start + end])
     }
+    // ANCHOR_END: raw
 
     /// Gives the pages of a tensor back, so that resident memory does not grow with
     /// the file.

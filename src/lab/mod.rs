@@ -4,15 +4,20 @@
 
 pub mod codes;
 pub mod cost;
+pub mod faults;
 mod memory;
 pub mod normality;
 mod parallel;
+pub mod published;
 mod report;
+pub mod router;
 pub mod shipped;
+pub mod small;
 pub mod tables;
 mod text;
 pub mod tune;
 mod words;
+pub mod writing;
 
 pub use memory::peak;
 pub use parallel::{by_seed, parallel};

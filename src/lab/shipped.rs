@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 const PAGE: usize = 128;
 /// Pages at the end of each book; twice as many were kept from the model.
 const PAGES: usize = 8;
-const BOOKS: [&str; 3] =
+pub(super) const BOOKS: [&str; 3] =
     ["pride_and_prejudice", "persuasion", "alice_in_wonderland"];
 
 /// The tiny checkpoint, unquantized in f32, with the pages of its books that were kept

@@ -67,16 +67,20 @@ impl Block {
         (rows, rotation): (&Rows, &Rotation),
         cache: Option<&mut LayerCache>,
         mode: Mode,
+        see: &mut dyn FnMut(&Tensor),
     ) -> Result<Tensor> {
         let drop = |y: Tensor, nth: u32| match self.dropout > 0. {
             true => dropout(&y, self.dropout, mode, self.place + nth),
             false => y,
         };
+        // ANCHOR: block
         let normed = self.input_norm.forward(x)?;
         let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
         let x = x + drop(y, 0);
         let normed = self.post_norm.forward(&x)?;
+        see(&normed);
         Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
+        // ANCHOR_END: block
     }
 
     /// Its linear layers by their names below the layer's.

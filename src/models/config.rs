@@ -119,6 +119,7 @@ pub(super) trait Family: DeserializeOwned {
 
 type Reader = fn(&Value) -> Checked<DecoderConfig>;
 
+// ANCHOR: families
 /// `model_type`, the class in `architectures`, and how to read it.
 const FAMILIES: [(&str, &str, Reader); 5] = [
     ("llama", "LlamaForCausalLM", read::<llama::Config>),
@@ -127,6 +128,7 @@ const FAMILIES: [(&str, &str, Reader); 5] = [
     ("deepseek_v2", "DeepseekV2ForCausalLM", read::<deepseek_v2::Config>),
     ("deepseek_v3", "DeepseekV3ForCausalLM", read::<deepseek_v3::Config>),
 ];
+// ANCHOR_END: families
 
 /// The contents of a `config.json`.
 pub(super) fn parse(bytes: &[u8]) -> Checked<DecoderConfig> {

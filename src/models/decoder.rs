@@ -89,7 +89,8 @@ impl Decoder {
 
     /// Final hidden states [N, D] of rows of unequal `lengths`, their token ids [N] end
     /// to end. No token sees another row, and nothing is computed for padding. `see`
-    /// is shown the result of every layer by name.
+    /// is shown the result of every layer by name, and what goes into its feed-forward
+    /// part as `post_attention_layernorm` (but not where the layer is recomputed).
     pub fn hidden_rows(
         &self,
         ids: &Tensor,
@@ -126,11 +127,14 @@ impl Decoder {
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let layer = cache.as_deref_mut().and_then(|c| c.layer(i));
+            let at = format!("model.layers.{i}");
+            let mut normed =
+                |x: &Tensor| see(&format!("{at}.post_attention_layernorm"), x);
             x = match self.checkpointing && mode != Mode::Eval {
                 true => recomputed(block, &x, geometry, mode)?,
-                false => block.forward(&x, geometry, layer, mode)?,
+                false => block.forward(&x, geometry, layer, mode, &mut normed)?,
             };
-            see(&format!("model.layers.{i}"), &x);
+            see(&at, &x);
         }
         let x = self.norm.forward(&x)?;
         see("model.norm", &x);
@@ -233,6 +237,6 @@ fn recomputed(
                 *t = leaves.next().unwrap_or_else(Tensor::new);
             }
         }
-        block.forward(&x, (&rows, &rotation), None, mode)
+        block.forward(&x, (&rows, &rotation), None, mode, &mut |_| ())
     })
 }

@@ -21,6 +21,7 @@ fn head_dim() -> i64 {
     128
 }
 
+// ANCHOR: qwen3
 impl Family for Config {
     fn into_decoder(self) -> Checked<DecoderConfig> {
         let mut c = self.shared.into_decoder(32_768)?;
@@ -32,3 +33,4 @@ impl Family for Config {
         Ok(c)
     }
 }
+// ANCHOR_END: qwen3

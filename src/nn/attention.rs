@@ -161,6 +161,7 @@ impl Gqa {
         cache: Option<&mut LayerCache>,
         mode: Mode,
     ) -> Result<Tensor> {
+        // ANCHOR: gqa
         let split = |y: Tensor| y.unflatten(-1, [-1, self.head_dim]);
         let (mut q, mut k) =
             (split(self.q.forward(x, mode)?), split(self.k.forward(x, mode)?));
@@ -180,6 +181,7 @@ impl Gqa {
         let y = attend(&q, &k, &v, scale, self.dropping, mode)?; // (B, H, T, K)
         let y = rows.line(&y.transpose(1, 2))?.flatten(1, 2);
         self.o.forward(&y, mode)
+        // ANCHOR_END: gqa
     }
 
     fn shallow_clone(&self) -> Self {

@@ -65,6 +65,7 @@ pub enum Score {
 }
 
 impl Router {
+    // ANCHOR: route
     /// The weights [N, k] and the numbers [N, k] of the experts chosen for `x` [N, D].
     /// In f32 whatever the kind of `x`, as a near tie must not be lost.
     pub fn route(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -86,6 +87,7 @@ impl Router {
         };
         Ok((weights * r.scale, chosen))
     }
+    // ANCHOR_END: route
 
     fn choose(&self, scores: &Tensor) -> Result<Tensor> {
         let r = &self.routing;
@@ -117,6 +119,7 @@ impl Moe {
     /// are not dequantized, and their adapters get no gradient. All experts are served
     /// by one sort; how many tokens each gets is all that the host asks a GPU for.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        // ANCHOR: moe
         let (weights, ids) = self.router.route(x)?;
         let ids = ids.view([-1]); // (N·k)
         let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
@@ -134,6 +137,7 @@ impl Moe {
             Some(shared) => Ok(sum + shared.forward(x, mode)?),
             None => Ok(sum),
         }
+        // ANCHOR_END: moe
     }
 
     fn shallow_clone(&self) -> Self {

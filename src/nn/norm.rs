@@ -21,12 +21,14 @@ impl RmsNorm {
     /// `dL/dx = r (g − n · mean(g ⊙ n))`, `dL/dw = Σ dL/dy ⊙ n`. By hand, because
     /// libtorch would record seven operations and keep five results for it.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        // ANCHOR: rms
         let (w, kind) = (self.weight.shallow_clone(), x.kind());
         let x32 = wide(x);
         let mean = |t: Tensor| t.mean_dim([-1].as_slice(), true, t.kind());
         let r = no_grad(|| (mean(x32.square()) + self.eps).rsqrt()); // [.., 1]
         let kept = (x32.detach(), r.shallow_clone());
         let forward = || Ok(vec![&self.weight * (&x32 * &r).to_kind(kind)]);
+        // ANCHOR_END: rms
         let mut y = autograd::custom(&[x, &self.weight], forward, move |dy| {
             let Some(dy) = dy[0].as_ref().map(wide) else {
                 return Ok(vec![None, None]);

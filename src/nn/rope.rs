@@ -225,6 +225,7 @@ impl Rotation {
         Ok(y.remove(0))
     }
 
+    // ANCHOR: turn
     /// By the angle, or `back` by as much.
     fn turn(&self, x: &Tensor, back: bool) -> Tensor {
         let (half, kind) = (x.size().last().copied().unwrap_or(0) / 2, x.kind());
@@ -235,6 +236,7 @@ impl Rotation {
         across += x * &self.cos;
         across.to_kind(kind)
     }
+    // ANCHOR_END: turn
 
     pub(crate) fn shallow_clone(&self) -> Self {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }

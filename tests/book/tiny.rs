@@ -25,15 +25,18 @@ fn rows(name: &str) -> Vec<Value> {
 }
 
 fn tiny() -> (Tokenizer, Decoder) {
+    (Tokenizer::from_dir(data("tiny")).expect("a tokenizer"), model("tiny", false))
+}
+
+fn model(name: &str, quantize: bool) -> Decoder {
     let options = LoadOptions {
-        quantize: false,
+        quantize,
         blocksize: 64,
         double_quant: false,
         kind: Kind::Float,
         device: Device::Cpu,
     };
-    let model = load(&data("tiny"), &options, &mut |_, _| ()).expect("a checkpoint");
-    (Tokenizer::from_dir(data("tiny")).expect("a tokenizer"), model)
+    load(&data(name), &options, &mut |_, _| ()).expect("a checkpoint")
 }
 
 fn ints(value: &Value) -> Vec<i64> {
@@ -118,11 +121,52 @@ fn a_date_is_spelled_out_as_people_do() {
 }
 
 #[test]
-fn the_checkpoint_is_small() {
-    let files = std::fs::read_dir(data("tiny")).expect("a folder");
-    let bytes: u64 =
-        files.map(|f| f.and_then(|f| f.metadata()).expect("a file").len()).sum();
-    assert!(bytes <= 8_000_000, "{bytes} bytes");
+fn the_checkpoints_are_small() {
+    for name in ["tiny", "tiny_moe"] {
+        let files = std::fs::read_dir(data(name)).expect("a folder");
+        let bytes: u64 =
+            files.map(|f| f.and_then(|f| f.metadata()).expect("a file").len()).sum();
+        assert!(bytes <= 8_000_000, "{name}: {bytes} bytes");
+    }
+}
+
+#[test]
+fn both_checkpoints_have_the_same_tokenizer() {
+    for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    {
+        let [a, b] = ["tiny", "tiny_moe"]
+            .map(|dir| std::fs::read(data(&format!("{dir}/{file}"))).expect(file));
+        assert!(a == b, "{file} differs");
+    }
+}
+
+/// As DeepSeek's own library would: logits, and 64 tokens of greedy text.
+#[test]
+fn the_checkpoint_with_experts_says_what_it_says_in_transformers() {
+    let golden = json("tiny_moe.json");
+    let model = model("tiny_moe", false);
+    let prompt = ints(&golden["prompt"]);
+    let ids = Tensor::from_slice(&prompt).unsqueeze(0);
+    let last = |model: &Decoder| {
+        no_grad(|| {
+            let hidden =
+                model.hidden(&ids, Mode::Eval, None).expect("hidden states");
+            model.logits(&hidden.select(1, -1)).expect("logits")
+        })
+    };
+    let expected = Tensor::from_slice(&floats(&golden["logits"])).unsqueeze(0);
+    let exact = last(&model).to_kind(Kind::Double);
+    let off = gap(&exact, &expected);
+    assert!(off < 1e-5, "{off}");
+    let sampling = Sampling { max_new_tokens: 64, ..Sampling::default() };
+    let mut on = |_| Ok(ControlFlow::Continue(()));
+    let written = generate(&model, &prompt, &[], &sampling, &mut on).expect("text");
+    assert_eq!([prompt.clone(), written].concat(), ints(&golden["greedy"]));
+    // In four bits it is another model, but one that says much the same.
+    let rough = last(&self::model("tiny_moe", true)).to_kind(Kind::Double);
+    let [p, q] = [&exact, &rough].map(|t| t.log_softmax(-1, Kind::Double));
+    let far = (p.exp() * (&p - &q)).sum(Kind::Double).double_value(&[]);
+    assert!(far > 1e-6 && far < 0.3, "{far}");
 }
 
 #[test]
