@@ -4,11 +4,14 @@
 
 pub mod codes;
 pub mod cost;
+pub mod dates;
 mod memory;
 pub mod normality;
 mod parallel;
 mod report;
+pub mod shapes;
 mod shipped;
+pub mod spectrum;
 pub mod tables;
 mod text;
 mod words;

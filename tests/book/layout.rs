@@ -29,7 +29,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("generate", &["models", "nn", "data", "lora"]),
     // The chapters' comparisons: beside `train`, and nothing stands on it.
-    ("lab", &["models", "nn", "optim", "schedule", "plot", "checkpoint", "data"]),
+    (
+        "lab",
+        &["models", "lora", "nn", "optim", "schedule", "plot", "checkpoint", "data"],
+    ),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint", "quant"]), // a merge reports what 4 bits change
     ("nn", &["quant", "autograd"]),

@@ -12,6 +12,7 @@ mod ch08_dropout;
 mod ch09_weight_decay;
 mod ch10_practice;
 mod ch13_nf4;
+mod ch14_lora;
 mod checkpoint;
 mod common;
 mod data;

@@ -13,6 +13,7 @@ mod ch08_dropout;
 mod ch09_weight_decay;
 mod ch10_practice;
 mod ch13_nf4;
+mod ch14_lora;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
