@@ -300,10 +300,28 @@ fn folders_for_peft() {
                 ..plain()
             },
         ),
+        (
+            "experts",
+            LoraConfig {
+                target_modules: Modules::AllLinear,
+                rank_pattern: rank(r"experts\.\d+\..*", 2),
+                ..plain()
+            },
+        ),
+        (
+            "experts_dora",
+            LoraConfig {
+                target_modules: Modules::parse(&["up_proj", "kv_b_proj"]),
+                use_dora: true,
+                ..plain()
+            },
+        ),
     ];
     let tokens = ids(2, 9);
     for (name, config) in cases {
-        let mut model = read("llama_mha", &F32);
+        let base =
+            if name.starts_with("experts") { "v2_limited" } else { "llama_mha" };
+        let mut model = read(base, &F32);
         let parameters = model.named_parameters();
         let parts = (model.linears_mut(), parameters);
         let named = attach(parts, &config, 1, Device::Cpu).unwrap();
@@ -318,7 +336,7 @@ fn folders_for_peft() {
         for (name, config, named) in folders {
             let dir = Path::new(&out).join(name);
             std::fs::create_dir_all(&dir).unwrap();
-            save_adapter(&dir, &config, "llama_mha", &named).unwrap();
+            save_adapter(&dir, &config, base, &named).unwrap();
             let all = [("ids", tokens.copy()), ("logits", logits(&model, &tokens))];
             let all = all.map(|(n, t)| (n.to_string(), t));
             let file = dir.join("expected.safetensors");
