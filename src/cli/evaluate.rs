@@ -97,6 +97,7 @@ impl Evaluate {
             let mut parameters = model.named_parameters();
             parameters.extend(head.iter().map(Head::named));
             lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
+            lora::settle(model.linears_mut())?;
         }
         let size = self.per_device_eval_batch_size;
         let found = Evaluation::run(&model, head.as_ref(), &rows, size)?;

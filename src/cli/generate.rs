@@ -100,6 +100,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         }
         let parameters = model.named_parameters();
         lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
+        lora::settle(model.linears_mut())?;
     }
     let prompt = match g.chat {
         true => chat_prompt(&tokenizer, &g.prompt, &g.model)?,

@@ -1,10 +1,15 @@
 //! `downhill merge`: a checkpoint with an adapter inside its weights.
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use downhill::checkpoint::atomic;
+use downhill::data::{RowEncoder, Tokenizer};
 use downhill::lora::{self, MergedLayer, Onto};
-use downhill::models;
-use std::path::PathBuf;
+use downhill::models::{self, LoadOptions, Stored};
+use downhill::train::{Rows, Task, divergence, predictions};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tch::{Device, Kind, Tensor};
 
 #[derive(Args)]
 pub(super) struct Merge {
@@ -20,20 +25,90 @@ pub(super) struct Merge {
     /// Which weights the update is added to
     #[arg(long, value_enum)]
     into: Into,
-    /// With --into dequantized: as --bnb-4bit-use-double-quant was in training
-    #[arg(long, action = clap::ArgAction::Set, default_value_t = true,
-          num_args = 0..=1, default_missing_value = "true")]
-    bnb_4bit_use_double_quant: bool,
+    /// With --into dequantized: as in training. Not given, what the adapter's
+    /// trainer_state.json says, or else 64
+    #[arg(long)]
+    bnb_4bit_blocksize: Option<usize>,
+    /// The same; or else true
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    bnb_4bit_use_double_quant: Option<bool>,
+    /// Rows, as of --eval-file, on whose first 512 learned tokens the merged model is
+    /// compared with the one that was trained: needs memory for each, one at a time
+    #[arg(long)]
+    probe_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Into {
-    /// The checkpoint's own: for adapters trained with --load-in-4bit false, or where
-    /// the report shows little noise
+    /// The checkpoint's own (of one in fp8, in bf16): for adapters trained with
+    /// --load-in-4bit false, or where the report shows little noise
     Original,
-    /// What the checkpoint's are in NF4 (blocks of 64), unpacked again: exactly what an
-    /// adapter saw that was trained in 4 bits with that block size
+    /// What the checkpoint's are in NF4, unpacked again: exactly what an adapter saw
+    /// that was trained in 4 bits
     Dequantized,
+}
+
+/// Learned tokens that are compared at most.
+const PROBED: usize = 512;
+
+/// How the run held the weights: by flag, or as `finetune` left it beside the adapter.
+struct Trained {
+    in_4bit: bool,
+    blocksize: usize,
+    double_quant: bool,
+}
+
+impl Trained {
+    fn of(m: &Merge) -> Self {
+        let state = std::fs::read(m.adapter.join("trainer_state.json"));
+        let state: Value = state
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let recorded = &state["settings"];
+        let blocksize = recorded["bnb_4bit_blocksize"].as_u64().map(|n| n as usize);
+        let double_quant = recorded["bnb_4bit_use_double_quant"].as_bool();
+        let in_4bit = recorded["load_in_4bit"].as_bool();
+        Self {
+            in_4bit: in_4bit.unwrap_or(m.into == Into::Dequantized),
+            blocksize: m.bnb_4bit_blocksize.or(blocksize).unwrap_or(64),
+            double_quant: m
+                .bnb_4bit_use_double_quant
+                .or(double_quant)
+                .unwrap_or(true),
+        }
+    }
+
+    fn options(&self) -> LoadOptions {
+        LoadOptions {
+            quantize: self.in_4bit,
+            blocksize: self.blocksize,
+            double_quant: self.double_quant,
+            kind: Kind::Float,
+            device: Device::Cpu,
+        }
+    }
+}
+
+/// A quantized checkpoint as floats, beside the output, until the merge is done.
+struct Unpacked(PathBuf);
+
+impl Unpacked {
+    fn new(model: &Path, out: &Path) -> Result<Self> {
+        let mut name = out.file_name().unwrap_or_default().to_os_string();
+        name.push(".unpacked");
+        let dir = out.with_file_name(name);
+        eprintln!("unpacking {} into {}", model.display(), dir.display());
+        models::dequantize(model, &dir, 5_000_000_000, &mut |_, _| ())?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        // What is left over takes room, and no more.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Merge {
@@ -44,13 +119,29 @@ impl Merge {
 }
 
 fn merge(m: &Merge) -> Result<ExitCode> {
-    let linears = models::linear_names(&m.model)?;
+    let (model, out, trained) = (&m.model, &m.output_dir, Trained::of(m));
+    let linears = models::linear_names(model)?;
+    let stored = Stored::of(model)?;
+    // In NF4 they are what was trained beside, in whatever blocks.
     let onto = match m.into {
-        Into::Original => Onto::Original,
-        Into::Dequantized => {
-            Onto::Dequantized { double_quant: m.bnb_4bit_use_double_quant }
+        Into::Dequantized if stored != Stored::Nf4 => {
+            let Trained { blocksize, double_quant, .. } = trained;
+            eprintln!(
+                "NF4 in blocks of {blocksize}, double quantization: {double_quant}"
+            );
+            Onto::Dequantized { blocksize, double_quant }
+        }
+        _ => Onto::Original,
+    };
+    let unpacked = match (stored, m.into) {
+        (Stored::Plain, _) | (Stored::Nf4, Into::Original) => None,
+        _ => {
+            let others = [("--model", model.as_path()), ("--adapter", &m.adapter)];
+            lora::free(out, others)?;
+            Some(Unpacked::new(model, out)?)
         }
     };
+    let base = unpacked.as_ref().map_or(model, |dir| &dir.0);
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>7}",
         "layer", "|W|", "|update|", "|4-bit|", "ratio"
@@ -65,14 +156,21 @@ fn merge(m: &Merge) -> Result<ExitCode> {
             l.noise / l.delta
         );
     };
-    let (model, out) = (&m.model, &m.output_dir);
-    let report = lora::merge(model, &m.adapter, out, (&linears, onto), say)?;
-    println!(
-        "|W - dq(Wq)|, what 4 bits change, against the update: {:.1} times its size \
-         (median of {} layers)",
-        report.median_ratio(),
-        report.layers.len()
-    );
+    let report = lora::merge(base, &m.adapter, out, (&linears, onto), say)?;
+    match stored {
+        Stored::Nf4 => println!(
+            "the weights were in 4 bits already: what that changed, only the 16-bit \
+             checkpoint can tell"
+        ),
+        _ => println!(
+            "|W - dq(Wq)|, what 4 bits change, against the update: {:.1} times its \
+             size (median of {} layers)",
+            report.median_ratio(),
+            report.layers.len()
+        ),
+    }
+    let far = m.probe_file.as_deref().map(|file| probe(m, file, &trained));
+    note(m, far.transpose()?)?;
     eprintln!(
         "{}: {} file(s), {} tensors, read back and compared; the layers' numbers are \
          in merge_report.json",
@@ -81,4 +179,47 @@ fn merge(m: &Merge) -> Result<ExitCode> {
         report.verified
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Divergence of the merged model's predictions from those of model and adapter.
+fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
+    let tokenizer = match m.model.join("tokenizer.json").exists() {
+        true => Some(Tokenizer::from_dir(&m.model)?),
+        false => None,
+    };
+    let vocabulary = models::read_config(&m.model)?.vocab_size;
+    let encoder = RowEncoder::new(tokenizer.as_ref(), 2048, vocabulary);
+    let rows = Rows::load(file, Task::CausalLm, &encoder, None)?;
+    let before: Tensor = {
+        let options = trained.options();
+        let mut model = models::load(&m.model, &options, &mut |_, _| ())?;
+        let parameters = model.named_parameters();
+        let parts = (model.linears_mut(), parameters);
+        lora::load_adapter(&m.adapter, parts, Device::Cpu)?;
+        lora::settle(model.linears_mut())?;
+        predictions(&model, &rows, PROBED)?
+    };
+    let options = LoadOptions { quantize: false, ..trained.options() };
+    let merged = models::load(&m.output_dir, &options, &mut |_, _| ())?;
+    let far = divergence(&before, &predictions(&merged, &rows, PROBED)?);
+    println!(
+        "merged, against the adapter beside {}: {far:.2e} nats per token \
+         (Kullback-Leibler, {} tokens)",
+        if trained.in_4bit { "4-bit weights" } else { "unquantized weights" },
+        before.size()[0]
+    );
+    Ok(far)
+}
+
+/// What only the command knows, into the report.
+fn note(m: &Merge, divergence: Option<f64>) -> Result<()> {
+    let path = m.output_dir.join("merge_report.json");
+    let mut all: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    all["model"] = json!(m.model);
+    if m.into == Into::Dequantized {
+        all["into"] = json!("dequantized");
+    }
+    all["divergence"] = json!(divergence);
+    atomic::bytes(&path, format!("{all:#}").as_bytes())?;
+    Ok(())
 }

@@ -4,6 +4,7 @@
 
 pub mod codes;
 pub mod cost;
+pub mod dates;
 pub mod faults;
 mod memory;
 pub mod normality;
@@ -11,8 +12,10 @@ mod parallel;
 pub mod published;
 mod report;
 pub mod router;
+pub mod shapes;
 pub mod shipped;
 pub mod small;
+pub mod spectrum;
 pub mod tables;
 mod text;
 pub mod tune;

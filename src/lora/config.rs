@@ -288,12 +288,14 @@ impl<'a> Rules<'a> {
             }
             Ok(None)
         }
+        // ANCHOR: scale
         let r = first(&self.ranks, name)?.unwrap_or(self.config.r);
         let alpha = first(&self.alphas, name)?.unwrap_or(self.config.alpha);
         let scale = match self.config.use_rslora {
             true => alpha / (r as f64).sqrt(),
             false => alpha / r as f64,
         };
+        // ANCHOR_END: scale
         Ok((r, scale))
     }
 

@@ -19,6 +19,7 @@ pub(super) struct Delta {
 }
 
 impl Delta {
+    // ANCHOR: onto
     /// The weight W [out, in] with the update: `W + s B A`, its rows at the lengths of
     /// DoRA if there are any.
     pub(super) fn onto(&self, w: &Tensor) -> Result<Tensor> {
@@ -28,6 +29,7 @@ impl Delta {
         let norm = norm.clamp_min(f64::from(f32::MIN_POSITIVE)).sqrt(); // [out, 1]
         Ok(sum * (magnitude.unsqueeze(1) / norm))
     }
+    // ANCHOR_END: onto
 }
 
 /// The tensors of an adapter file that have not been taken yet.

@@ -19,7 +19,8 @@ pub(super) fn not_quantized(model: &Path) -> Result<()> {
             let what = format!(
                 "quantization_config ({method}): merged weights would have to be \
                  quantized again, and the update lost in that; merge into the 16-bit \
-                 checkpoint that this one was made from"
+                 checkpoint that this one was made from, or --into dequantized, \
+                 which unpacks NF4 first"
             );
             Err(Error::file(&path, what))
         }
@@ -36,8 +37,11 @@ fn real(path: &Path) -> PathBuf {
     }
 }
 
-/// Refuses to write where something is.
-pub(super) fn free(out: &Path, others: [(&str, &Path); 2]) -> Result<()> {
+/// Refuses to write where something is, or into one of `others`, each with its flag.
+///
+/// # Errors
+/// So it is.
+pub fn free(out: &Path, others: [(&str, &Path); 2]) -> Result<()> {
     let wrong = |what: String| Err(Error::setting("--output-dir", what));
     for (flag, other) in others {
         if real(out).starts_with(real(other)) || real(other).starts_with(real(out)) {

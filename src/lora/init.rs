@@ -64,6 +64,7 @@ pub fn pissa_starts(linears: Vec<(String, &mut Linear)>) -> Named {
 /// A [r, in] and B [out, r], in f32.
 pub(super) type Pair = (Tensor, Tensor);
 
+// ANCHOR: random
 /// A from `init`, and B zero. A function of (seed, place).
 pub(super) fn random(
     init: Init,
@@ -86,7 +87,9 @@ pub(super) fn random(
     let b = Tensor::zeros([out, r], (Kind::Float, device));
     (a.view_([r, input]).to_device(device), b)
 }
+// ANCHOR_END: random
 
+// ANCHOR: pissa
 /// PiSSA's A and B, and the weight that is left, in its kind.
 ///
 /// # Errors
@@ -110,3 +113,4 @@ pub(super) fn pissa(w: &Tensor, r: i64, scale: f64) -> Result<(Pair, Tensor)> {
         Ok(((a.contiguous(), b.contiguous()), left.to_kind(w.kind())))
     })
 }
+// ANCHOR_END: pissa

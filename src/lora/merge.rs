@@ -12,7 +12,7 @@ use super::folder::{copy_others, free, not_quantized, verify};
 use super::peft::{CONFIG, WEIGHTS};
 use super::{Init, LoraConfig, init, parts, read_config};
 use crate::checkpoint::{Checkpoint, Hashes, atomic};
-use crate::quant::Nf4Tensor;
+use crate::quant::{BLOCKSIZES, Nf4Tensor};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +24,11 @@ use tch::{Kind, Tensor, no_grad};
 pub enum Onto {
     /// The weights as the checkpoint has them.
     Original,
-    /// What they are in NF4 in blocks of 64, as the adapter saw them if it was trained
-    /// so: then every linear of the model is written like that, adapted or not.
+    /// What they are in NF4, as the adapter saw them if it was trained so: then every
+    /// linear of the model is written like that, adapted or not.
     Dequantized {
+        /// Weights that shared a scale.
+        blocksize: usize,
         /// Whether the block scales were quantized as well.
         double_quant: bool,
     },
@@ -41,7 +43,7 @@ pub struct MergedLayer {
     pub weight: f64,
     /// `‖W' − base‖`: what the adapter changes.
     pub delta: f64,
-    /// `‖W − dq(Wq)‖`: what 4 bits change.
+    /// `‖W − dq(Wq)‖`: what 4 bits change; into the original, in blocks of 64.
     pub noise: f64,
     /// `‖W' − round(W')‖`: what the kind of the written weights loses.
     pub rounding: f64,
@@ -81,6 +83,12 @@ impl MergeReport {
                 "rounding": l.rounding,
             })
         };
+        let (blocksize, double_quant) = match onto {
+            Onto::Original => (None, None),
+            Onto::Dequantized { blocksize, double_quant } => {
+                (Some(blocksize), Some(double_quant))
+            }
+        };
         json!({
             "model": model,
             "adapter": adapter,
@@ -88,10 +96,8 @@ impl MergeReport {
                 Onto::Original => "original",
                 Onto::Dequantized { .. } => "dequantized",
             },
-            "double_quant": match onto {
-                Onto::Original => Value::Null,
-                Onto::Dequantized { double_quant } => json!(double_quant),
-            },
+            "blocksize": blocksize,
+            "double_quant": double_quant,
             "layers": self.layers.iter().map(layer).collect::<Vec<_>>(),
             "replaced": self.replaced,
             "tensors_verified": self.verified,
@@ -115,6 +121,12 @@ pub fn merge(
     (linears, onto): (&[String], Onto),
     say: &mut dyn FnMut(&MergedLayer),
 ) -> Result<MergeReport> {
+    if let Onto::Dequantized { blocksize, .. } = onto
+        && !BLOCKSIZES.contains(&blocksize)
+    {
+        let what = format!("{blocksize}; one of {BLOCKSIZES:?}");
+        return Err(Error::setting("--bnb-4bit-blocksize", what));
+    }
     let checkpoint = Checkpoint::open(model)?;
     not_quantized(model)?;
     free(out, [("--model", model), ("--adapter", adapter)])?;
@@ -206,8 +218,10 @@ impl<'a> Work<'a> {
             modules.insert(name, stored);
         }
         saved.nothing_left(
-            "has no place in this checkpoint; is it the adapter of another base, \
-             or its score head?",
+            "has no place in this checkpoint. The score head of a classifier cannot be \
+             merged into a model that writes text: use that adapter as it is (downhill \
+             evaluate --adapter, or PEFT's PeftModel). Anything else is of another \
+             base",
         )?;
         let linears = linears.iter().map(String::as_str).collect();
         let (layers, changed) = (vec![], BTreeSet::new());
@@ -248,21 +262,21 @@ impl<'a> Work<'a> {
             (Some(stored), ..) => stored.to_kind(Kind::Float),
             (None, Some(bias), _) => old.to_kind(Kind::Float) + bias,
             (None, None, Some(linear)) => {
-                let quantized = |double| -> Result<Tensor> {
-                    let q = Nf4Tensor::quantize(&old, 64, double)
+                let quantized = |blocksize, double| -> Result<Tensor> {
+                    let q = Nf4Tensor::quantize(&old, blocksize, double)
                         .map_err(|e| wrong(e.to_string()))?;
                     Ok(q.dequantize(Kind::Float))
                 };
                 let delta = self.deltas.get(linear);
                 let w = old.to_kind(Kind::Float);
                 let (base, noise) = match (self.onto, delta) {
-                    (Onto::Dequantized { double_quant }, _) => {
-                        let base = quantized(double_quant)?;
+                    (Onto::Dequantized { blocksize, double_quant }, _) => {
+                        let base = quantized(blocksize, double_quant)?;
                         let noise = norm(&(&w - &base));
                         (base, noise)
                     }
                     (Onto::Original, Some(_)) => {
-                        (w.shallow_clone(), norm(&(&w - quantized(true)?)))
+                        (w.shallow_clone(), norm(&(&w - quantized(64, true)?)))
                     }
                     (Onto::Original, None) => return Ok(None),
                 };

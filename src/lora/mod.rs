@@ -17,6 +17,7 @@ mod pattern;
 mod peft;
 
 pub use config::{Init, LoraConfig, Modules, TaskType};
+pub use folder::free;
 pub use merge::{MergeReport, MergedLayer, Onto, merge};
 pub use parts::Parts;
 pub use peft::{read_config, save_adapter};
@@ -168,6 +169,20 @@ fn remember(named: &mut Named, name: &str, linear: &Linear) {
     if let Some(dora) = &l.dora {
         add("lora_magnitude_vector", &dora.magnitude);
     }
+}
+
+/// For a model that is used and not trained any more: what its adapters would compute
+/// anew for every token is computed once.
+///
+/// # Errors
+/// What libtorch refuses.
+pub fn settle(linears: Vec<(String, &mut Linear)>) -> Result<()> {
+    for (_, linear) in linears {
+        if let Some(adapter) = &mut linear.lora {
+            adapter.keep_norm(&linear.weight)?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts the adapter in `dir` beside the linears that its tensors name, and the modules

@@ -269,12 +269,14 @@ impl<'a> FromDisk<'a> {
     }
 
     fn held_quantized(&mut self, weight: &str, q: bnb::Stored) -> Result<Weight> {
-        if self.copy.is_some() {
+        let options = self.options;
+        if self.copy.is_some() && options.quantize {
             for (suffix, t) in q.parts()? {
                 self.copied(&format!("{weight}{suffix}"), &t)?;
             }
+        } else if self.copy.is_some() {
+            self.copied(weight, &q.matrix.dequantize(q.dtype))?;
         }
-        let options = self.options;
         if !self.keep {
             return Ok(Weight::Dense(self.stand_in(&q.matrix.shape())?));
         }

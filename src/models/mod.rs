@@ -29,6 +29,6 @@ pub use ft_transformer::{FtConfig, FtTransformer};
 pub use load::{LoadOptions, load};
 pub use names::linear_names;
 pub use published::published;
-pub use quantize::{QuantizeOptions, Quantized, quantize};
+pub use quantize::{QuantizeOptions, Quantized, Stored, dequantize, quantize};
 pub use survey::{Survey, survey};
 pub use weights::Weights;

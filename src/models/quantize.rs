@@ -44,12 +44,6 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Quantized> {
-    let config = read_config(from)?;
-    let checkpoint = Checkpoint::open(from)?;
-    if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
-        let what = "this folder is not empty; name a new one";
-        return Err(Error::file(to, what));
-    }
     let load = LoadOptions {
         quantize: true,
         blocksize: options.blocksize,
@@ -57,14 +51,88 @@ pub fn quantize(
         kind: Kind::Float,
         device: options.device,
     };
+    rewrite((from, to), &load, options.max_shard_size, progress, |checkpoint| {
+        described(from, checkpoint, options.double_quant)
+    })
+}
+
+/// How the files of a checkpoint hold its linear layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stored {
+    /// As floats.
+    Plain,
+    /// In NF4, by bitsandbytes.
+    Nf4,
+    /// In 8 bits with a scale for each block of 128 × 128.
+    Fp8,
+}
+
+impl Stored {
+    /// What `config.json` in `dir` says.
+    ///
+    /// # Errors
+    /// No such file; another quantization than these.
+    pub fn of(dir: &Path) -> Result<Self> {
+        let json = config_json(dir)?;
+        let nf4 = Bitsandbytes::of(&json)
+            .map_err(|what| Error::file(dir.join("config.json"), what))?;
+        Ok(match (nf4, json["quantization_config"].is_null()) {
+            (Some(_), _) => Self::Nf4,
+            (None, false) => Self::Fp8,
+            (None, true) => Self::Plain,
+        })
+    }
+}
+
+/// Writes the checkpoint in `from`, in NF4 or 8 bits, into the new folder `to` as
+/// floats: NF4 in the kind that it was made from, 8 bits in bf16. One tensor at a time
+/// is in memory.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn dequantize(
+    from: &Path,
+    to: &Path,
+    max_shard_size: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Quantized> {
+    let load = LoadOptions {
+        quantize: false,
+        blocksize: 64,
+        double_quant: false,
+        kind: Kind::BFloat16,
+        device: Device::Cpu,
+    };
+    rewrite((from, to), &load, max_shard_size, progress, |_| {
+        let mut json = config_json(from)?;
+        if let Some(all) = json.as_object_mut() {
+            all.remove("quantization_config");
+        }
+        Ok(json)
+    })
+}
+
+/// Writes what is read as `load` says, under the `config.json` that `describe` gives.
+fn rewrite(
+    (from, to): (&Path, &Path),
+    load: &LoadOptions,
+    max_shard_size: u64,
+    progress: &mut dyn FnMut(usize, usize),
+    describe: impl FnOnce(&Checkpoint) -> Result<Value>,
+) -> Result<Quantized> {
+    let config = read_config(from)?;
+    let checkpoint = Checkpoint::open(from)?;
+    if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
+        let what = "this folder is not empty; name a new one";
+        return Err(Error::file(to, what));
+    }
     atomic::dir(to, |partial| {
-        let names = checkpoint.names();
-        let copy = Writer::new(partial, options.max_shard_size, names);
-        let mut disk = FromDisk::new(&checkpoint, &load, from, progress)?;
+        let copy = Writer::new(partial, max_shard_size, checkpoint.names());
+        let mut disk = FromDisk::new(&checkpoint, load, from, progress)?;
         (disk.copy, disk.keep) = (Some(copy), false);
         disk.decoder(config)?;
         disk.copy.take().map_or(Ok(()), Writer::finish)?;
-        let json = described(from, &checkpoint, options.double_quant)?;
+        let json = describe(&checkpoint)?;
         let text = format!("{json:#}\n");
         atomic::bytes(&partial.join("config.json"), text.as_bytes())?;
         copy_the_rest(from, partial)

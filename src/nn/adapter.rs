@@ -37,8 +37,26 @@ pub struct Adapter {
 pub struct Dora {
     /// m, [out].
     pub magnitude: Tensor,
-    /// `‖W‖²` by row, [out] in f32.
-    pub squares: Tensor,
+    /// Where the norm comes from.
+    pub length: Length,
+}
+
+/// What is known of the lengths of rows, [out] in f32.
+#[derive(Debug)]
+pub enum Length {
+    /// `‖W‖²`; the rest of the norm changes with A and B.
+    Squares(Tensor),
+    /// `‖W + s B A‖`, where these stay as they are: see [`Adapter::keep_norm`].
+    Norm(Tensor),
+}
+
+impl Length {
+    fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Squares(t) => Self::Squares(t.shallow_clone()),
+            Self::Norm(t) => Self::Norm(t.shallow_clone()),
+        }
+    }
 }
 
 impl Dora {
@@ -51,7 +69,8 @@ impl Dora {
             };
             w.square().sum_dim_intlist(1, false, Kind::Float)
         });
-        Self { magnitude: magnitude.set_requires_grad(true), squares }
+        let magnitude = magnitude.set_requires_grad(true);
+        Self { magnitude, length: Length::Squares(squares) }
     }
 
     /// With the lengths that the rows of W + s B A have, so that nothing changes yet.
@@ -90,6 +109,7 @@ impl Adapter {
         pair.chain(&mut self.bias).chain(magnitude).collect()
     }
 
+    // ANCHOR: add_to
     /// `y + B h`, where `h = s A d` and `d = dropout(x)`.
     ///
     /// With `t = s · dL/dy B`, a token a row: `dL/dA = tᵀ d`, `dL/dB = dL/dyᵀ h`,
@@ -134,6 +154,7 @@ impl Adapter {
         })?;
         self.with_bias(y.remove(0))
     }
+    // ANCHOR_END: add_to
 
     fn with_bias(&self, y: Tensor) -> Result<Tensor> {
         let Some(bias) = &self.bias else { return Ok(y) };
@@ -186,9 +207,14 @@ impl Adapter {
         self.with_bias(y.remove(0))
     }
 
+    // ANCHOR: norm
     /// `‖W + s B A‖` by row, by way of `W Aᵀ` [out, r] and never of a dense `B A`:
     /// for the rows w of W and b of B, `‖w + s Aᵀ b‖² = ‖w‖² + 2 s b·A w + s² b·A Aᵀ b`.
     pub(super) fn norm(&self, dora: &Dora, weight: &Weight) -> Result<Tensor> {
+        let squares = match &dora.length {
+            Length::Squares(squares) => squares,
+            Length::Norm(norm) => return Ok(norm.shallow_clone()),
+        };
         no_grad(|| {
             let (a, b) = (&self.a, &self.b);
             let by_row = |t: Tensor| t.sum_dim_intlist(1, false, Kind::Float);
@@ -197,14 +223,25 @@ impl Adapter {
             let own = by_row(b.f_mm(&a.f_mm(&a.tr())?)? * b) * self.scale.powi(2);
             // A row of zeros has no direction; any divisor will do.
             let least = f64::from(f32::MIN_POSITIVE);
-            Ok((&dora.squares + cross + own).clamp_min(least).sqrt())
+            Ok((squares + cross + own).clamp_min(least).sqrt())
         })
+    }
+    // ANCHOR_END: norm
+
+    /// Computes DoRA's norm once and for all: for an adapter that is only used. One
+    /// token costs as much arithmetic as its norm, which needs all of W.
+    pub fn keep_norm(&mut self, weight: &Weight) -> Result<()> {
+        let norm = self.dora.as_ref().map(|dora| self.norm(dora, weight));
+        if let (Some(norm), Some(dora)) = (norm.transpose()?, &mut self.dora) {
+            dora.length = Length::Norm(norm);
+        }
+        Ok(())
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {
         let dora = self.dora.as_ref().map(|d| Dora {
             magnitude: d.magnitude.shallow_clone(),
-            squares: d.squares.shallow_clone(),
+            length: d.length.shallow_clone(),
         });
         Self {
             a: self.a.shallow_clone(),

@@ -16,7 +16,7 @@ mod norm;
 mod rope;
 mod rows;
 
-pub use adapter::{Adapter, Dora};
+pub use adapter::{Adapter, Dora, Length};
 pub use attention::{Attention, Dropping, Gqa, KvCache, LayerCache};
 pub use cross_entropy::cross_entropy;
 pub use dropout::Mode;

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod base;
+mod divergence;
 mod evaluate;
 mod events;
 mod fit;
@@ -21,6 +22,7 @@ mod state;
 
 pub use adapters::{AdapterFlags, InitType};
 pub use base::Base;
+pub use divergence::{divergence, predictions};
 pub use evaluate::{Evaluation, Metrics};
 pub use fit::{Outcome, fit};
 pub use head::{Head, saved_labels};

@@ -6,7 +6,8 @@ use downhill::lora::{
     Init, LoraConfig, Modules, Named, attach, init, load_adapter, read_config,
     save_adapter,
 };
-use downhill::models::Decoder;
+use downhill::models::{Decoder, LoadOptions};
+use downhill::nn::Length;
 use std::path::Path;
 use std::process::{Command, Output};
 use tch::{Device, Kind, Tensor};
@@ -299,10 +300,28 @@ fn folders_for_peft() {
                 ..plain()
             },
         ),
+        (
+            "experts",
+            LoraConfig {
+                target_modules: Modules::AllLinear,
+                rank_pattern: rank(r"experts\.\d+\..*", 2),
+                ..plain()
+            },
+        ),
+        (
+            "experts_dora",
+            LoraConfig {
+                target_modules: Modules::parse(&["up_proj", "kv_b_proj"]),
+                use_dora: true,
+                ..plain()
+            },
+        ),
     ];
     let tokens = ids(2, 9);
     for (name, config) in cases {
-        let mut model = read("llama_mha", &F32);
+        let base =
+            if name.starts_with("experts") { "v2_limited" } else { "llama_mha" };
+        let mut model = read(base, &F32);
         let parameters = model.named_parameters();
         let parts = (model.linears_mut(), parameters);
         let named = attach(parts, &config, 1, Device::Cpu).unwrap();
@@ -317,7 +336,7 @@ fn folders_for_peft() {
         for (name, config, named) in folders {
             let dir = Path::new(&out).join(name);
             std::fs::create_dir_all(&dir).unwrap();
-            save_adapter(&dir, &config, "llama_mha", &named).unwrap();
+            save_adapter(&dir, &config, base, &named).unwrap();
             let all = [("ids", tokens.copy()), ("logits", logits(&model, &tokens))];
             let all = all.map(|(n, t)| (n.to_string(), t));
             let file = dir.join("expected.safetensors");
@@ -376,6 +395,37 @@ fn doras_gradients_are_autograds() {
         for (i, (t, wanted)) in inputs.iter().zip(&wanted).enumerate() {
             let far = gap(&t.grad(), wanted);
             assert!(far < 1e-5, "{about}: gradient {i}: {far:e}");
+        }
+    }
+}
+
+/// Kept norms are the norms, with every weight's kind, and of plain LoRA there are none.
+#[test]
+fn a_settled_model_computes_the_same() {
+    let tokens = ids(2, 9);
+    for quantize in [false, true] {
+        let options = LoadOptions { quantize, ..F32 };
+        for use_dora in [false, true] {
+            let config = LoraConfig { use_dora, ..lora(&["q_proj", "up_proj"], 0.) };
+            let mut model = read("llama_gqa", &options);
+            let named =
+                attach(model.linears_mut(), &config, 3, Device::Cpu).unwrap();
+            tch::no_grad(|| {
+                for (_, t) in &named {
+                    let mut t = t.shallow_clone();
+                    let _ = t.g_add_(&Tensor::from_slice(&[0.05f32]));
+                }
+            });
+            let before = logits(&model, &tokens);
+            downhill::lora::settle(model.linears_mut()).unwrap();
+            let kept = |l: &downhill::nn::Linear| {
+                let dora = l.lora.as_ref().and_then(|a| a.dora.as_ref());
+                dora.is_some_and(|d| matches!(d.length, Length::Norm(_)))
+            };
+            let linears = model.linears_mut().into_iter();
+            let count = linears.filter(|(_, l)| kept(l));
+            assert_eq!(count.count(), if use_dora { named.len() / 3 } else { 0 });
+            assert_eq!(logits(&model, &tokens), before);
         }
     }
 }

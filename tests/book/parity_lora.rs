@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Every folder `lora_<name>`: its base, how that is held, and the adapters in it. See
 /// `tests/golden/ch14_lora.py` and `ch14_kinds.py`.
-const CASES: [(&str, usize); 14] = [
+const CASES: [(&str, usize); 16] = [
     ("qv", 4),
     ("all", 14),
     ("rslora", 4),
@@ -25,6 +25,8 @@ const CASES: [(&str, usize); 14] = [
     ("pissa_plain", 4),
     ("pissa_dora", 4),
     ("regex", 3),
+    ("v2_experts", 38),
+    ("v2_experts_dora", 38),
 ];
 
 /// The folder's golden tensors, its base with the adapter on, and what was loaded.

@@ -14,6 +14,7 @@ mod ch09_weight_decay;
 mod ch10_practice;
 mod ch12_checkpoint;
 mod ch13_nf4;
+mod ch14_lora;
 mod ch15_finetune;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -48,6 +48,14 @@ CASES = {  # name: (base, LoraConfig's arguments)
         exclude_modules=r".*\.0\..*", layers_to_transform=[1],
         layers_pattern="layers", rank_pattern={"(self_attn|mlp).o_proj": 6},
         alpha_pattern={"o_proj": 3})),
+    # Named so as to be the last: a case's seed is its place in the alphabet.
+    "v2_experts": ("v2_lite", dict(
+        r=4, lora_alpha=6, target_modules="all-linear", use_rslora=True,
+        rank_pattern={r"experts\.[0-3]\.down_proj": 2},
+        alpha_pattern={"shared_experts.up_proj": 3})),
+    "v2_experts_dora": ("v2_limited", dict(
+        r=2, lora_alpha=4, target_modules=["kv_b_proj", "gate_proj", "down_proj"],
+        use_dora=True)),
 }
 
 
