@@ -87,7 +87,9 @@ fn library(source: Source, text: &str) -> String {
         .map(|f| root().join("tests/cuda_host").join(f));
     let mut hash = DefaultHasher::new();
     (text, FLAGS).hash(&mut hash);
-    host.each_ref().map(|f| std::fs::read(f).expect("the shim").hash(&mut hash));
+    for file in &host {
+        std::fs::read(file).expect("the shim").hash(&mut hash);
+    }
     let tag = format!("{:016x}", hash.finish());
     let once = LOADED.lock().unwrap().entry(tag.clone()).or_default().clone();
     once.get_or_init(|| {

@@ -50,12 +50,16 @@ fn awkward(shape: [i64; 2]) -> Tensor {
     let n = shape[0] * shape[1];
     let mut w = Vec::<f32>::try_from(wave(&[n], Kind::Float) * 0.1).unwrap();
     for (i, x) in w.iter_mut().enumerate() {
-        match i / 64 % 7 {
+        let (block, border) = (i / 64, nf4::THRESHOLDS[i % 15]);
+        // Borders, in a block whose scale they are given for.
+        let borders = |scale| if i % 64 == 0 { scale } else { border * scale };
+        match block % 7 {
             1 => *x = 0.,
-            2 => *x = nf4::THRESHOLDS[i % 15] * if i % 16 == 3 { 1.5 } else { 1. },
+            2 => *x = borders(1.),
             3 => *x *= 1e-40,
             4 => *x = 1.,
             5 => *x *= -1e30,
+            6 => *x = borders(0.3 + 0.37 * block as f32),
             _ => {}
         }
     }
@@ -129,6 +133,10 @@ fn multiplies(device: Device) {
         let dense = q.dequantize(Kind::Float).to_device(CPU);
         for rows in 1..=9 {
             for kind in KINDS {
+                // Nine are left to libtorch, which rounds the weights to the kind.
+                if rows == 9 && kind != Kind::Float {
+                    continue;
+                }
                 let x = (wave(&[1, rows, input], Kind::Float) - 0.5).to_kind(kind);
                 let y = q.matmul_t(&x.to_device(device)).unwrap();
                 assert_eq!((y.size(), y.kind()), (vec![1, rows, out], kind));
@@ -137,15 +145,12 @@ fn multiplies(device: Device) {
                 // Sums of `input` terms in f32, and one rounding to `kind`.
                 let terms = x.to_kind(Kind::Double).abs();
                 let terms = terms.matmul(&dense.to_kind(Kind::Double).abs().tr());
-                let (of_sum, of_kind) = match (kind, rows) {
-                    (Kind::Float, _) => (2e-6, 0.),
-                    // Beyond eight rows the weights are rounded too.
-                    (Kind::BFloat16, 9) => (2f64.powi(-8), 2f64.powi(-8)),
-                    (_, 9) => (2f64.powi(-11), 2f64.powi(-10)),
-                    (Kind::BFloat16, _) => (2e-6, 2f64.powi(-9)),
-                    _ => (2e-6, 2f64.powi(-11)),
+                let of_kind = match kind {
+                    Kind::Float => 0.,
+                    Kind::BFloat16 => 2f64.powi(-9),
+                    _ => 2f64.powi(-11),
                 };
-                let allowed = terms * of_sum + exact.abs() * of_kind * 1.01;
+                let allowed = terms * 2e-6 + exact.abs() * of_kind * 1.01;
                 let gap = (y.to_device(CPU).to_kind(Kind::Double) - exact).abs();
                 let most = (gap / allowed).max().double_value(&[]);
                 assert!(most <= 1., "{rows} x [{out}, {input}] {kind:?}: {most}");
@@ -202,7 +207,7 @@ fn faults_are_found() {
             dequantizes,
         ),
         ("block >> 8", "block >> 9", dequantizes),
-        ("end > n ||", "", dequantizes),
+        ("4 * (e ^ 1)", "4 * e", dequantizes),
         ("code += x > border[i]", "code += x >= border[i]", quantizes),
         ("__fmul_rn(x[e], inverse)", "x[e] / scale", quantizes),
         (

@@ -109,6 +109,7 @@ unsigned short f16_bits(float x) {
   unsigned short sign = std::signbit(x) ? 0x8000 : 0;
   float size = std::fabs(x);
   if (size != size) return 0x7FFF;
+  if (size == 0.0f) return sign;
   if (size >= 65520.0f) return sign | 0x7C00; // half way to the next exponent
   int exponent;
   std::frexp(size, &exponent);

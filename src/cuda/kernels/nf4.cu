@@ -95,11 +95,20 @@ __device__ void quantize(const T *__restrict__ w, u8 *__restrict__ packed,
   __shared__ int top[512];
   const int t = threadIdx.x;
   const i64 first = ((i64)blockIdx.x * blockDim.x + t) * 8;
+  const bool whole = first + 8 <= n && aligned(w) && aligned(packed);
+  const int wide = Wide<T>::COUNT;
   float x[8];
+  if (whole) {
+#pragma unroll
+    for (int e = 0; e < 8; e += wide)
+      unpack(*(const Wide<T> *)(w + first + e), x + e);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) x[e] = first + e < n ? widen(w[first + e]) : 0.0f;
+  }
   int most = 0;
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    x[e] = first + e < n ? widen(w[first + e]) : 0.0f;
     // Without its sign a float is ordered as the integer of its bits, with infinity
     // and NaN on top.
     int size = __float_as_int(x[e]) & 0x7FFFFFFF;
@@ -116,12 +125,15 @@ __device__ void quantize(const T *__restrict__ w, u8 *__restrict__ packed,
   const float scale = __int_as_float(top[t - place]);
   if (place == 0) absmax[first / blocksize] = scale;
   const float inverse = __fdiv_rn(1.0f, scale);
+  u32 codes = 0;
 #pragma unroll
-  for (int e = 0; e < 8; e += 2) {
-    if (first + e >= n) break;
-    int high = code_of(__fmul_rn(x[e], inverse));
-    int low = code_of(__fmul_rn(x[e + 1], inverse));
-    packed[(first + e) / 2] = (u8)(high << 4 | low);
+  for (int e = 0; e < 8; ++e)
+    codes |= (u32)code_of(__fmul_rn(x[e], inverse)) << 4 * (e ^ 1);
+  u8 *to = packed + first / 2;
+  if (whole) {
+    *(u32 *)to = codes;
+  } else {
+    for (int i = 0; i < 4 && first + 2 * i < n; ++i) to[i] = (u8)(codes >> 8 * i);
   }
 }
 
