@@ -25,20 +25,37 @@ macro_rules! source {
 }
 use source;
 
-#[allow(dead_code)] // what the kernels over rows and elements will call
+mod adam;
 mod call;
 mod card;
 mod driver;
+mod dropout;
+mod loss;
 mod nf4;
+mod norm;
 mod nvrtc;
+mod rope;
 mod store;
+mod swiglu;
 
+pub use adam::{AT_ONCE, AdamStep, AdamTensor};
 pub use call::{Call, Kernels, Launch, Source, emulated, kernels};
 use card::card;
 pub use card::unavailable;
+pub use dropout::Mask;
 pub use nf4::Nf4Scales;
+pub use norm::Normed;
 pub use nvrtc::{Compiled, compile};
+pub use rope::Pairs;
 pub use store::kept;
 
 /// All that there are.
-pub const SOURCES: [Source; 1] = [nf4::SOURCE];
+pub const SOURCES: [Source; 7] = [
+    adam::SOURCE,
+    dropout::SOURCE,
+    loss::SOURCE,
+    nf4::SOURCE,
+    norm::SOURCE,
+    rope::SOURCE,
+    swiglu::SOURCE,
+];

@@ -72,11 +72,10 @@ impl Block {
             true => dropout(&y, self.dropout, mode, self.place + nth),
             false => y,
         };
-        let normed = self.input_norm.forward(x)?;
+        let (x, normed) = self.input_norm.join(x, None)?;
         let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
-        let x = x + drop(y, 0);
-        let normed = self.post_norm.forward(&x)?;
-        Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
+        let (x, normed) = self.post_norm.join(&x, Some(&drop(y, 0)))?;
+        Ok(x + drop(self.mlp.forward(&normed, mode)?, 1))
     }
 
     /// Its linear layers by their names below the layer's.

@@ -147,7 +147,7 @@ fn multiplies(device: Device) {
                 let terms = terms.matmul(&dense.to_kind(Kind::Double).abs().tr());
                 let of_kind = match kind {
                     Kind::Float => 0.,
-                    Kind::BFloat16 => 2f64.powi(-9),
+                    Kind::BFloat16 => 2f64.powi(-8),
                     _ => 2f64.powi(-11),
                 };
                 let allowed = terms * 2e-6 + exact.abs() * of_kind * 1.01;
