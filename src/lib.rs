@@ -9,7 +9,7 @@
 //! | 10, practice | [`data`], [`models`] |
 //! | 11, data | [`data`] |
 //! | 12, a DeepSeek checkpoint | [`checkpoint`], [`hub`], [`models`], [`generate`] |
-//! | 13, 4-bit weights | [`quant`], [`autograd`] |
+//! | 13, 4-bit weights | [`quant`], [`autograd`], [`cuda`] |
 //! | 14, LoRA | [`lora`] |
 //! | 15, the fine-tune | [`train`] |
 //! | all, their experiments | [`lab`] |
@@ -20,6 +20,7 @@
 
 pub mod autograd;
 pub mod checkpoint;
+pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -52,6 +52,7 @@ pub fn experts() -> DecoderConfig {
             qk_nope_head_dim: nope,
             v_head_dim: 32,
             interleaved: true,
+            turned_in_f32: true,
             scale: 1. / ((nope + rope) as f64).sqrt(),
         }),
         experts: Some(ExpertsConfig {

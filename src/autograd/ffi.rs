@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use std::ffi::{CStr, c_char, c_void};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::NonNull;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
@@ -43,6 +44,8 @@ unsafe extern "C" {
     ) -> i32;
     fn dh_clear_grad(t: *const C_tensor);
     fn dh_load_library(name: *const c_char) -> *const c_char;
+    fn dh_symbol(name: *const c_char) -> *mut c_void;
+    fn dh_file_of(address: *const c_void) -> *const c_char;
     fn dh_parallel_for(n: i64, grain: i64, ctx: *mut c_void, body: BodyFn);
 }
 
@@ -198,6 +201,20 @@ pub(super) fn load_library(name: &str) -> std::result::Result<(), String> {
             true => Ok(()),
             false => Err(CStr::from_ptr(why).to_string_lossy().into_owned()),
         }
+    }
+}
+
+pub(super) fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
+    // SAFETY: a C string in, an address or null out.
+    NonNull::new(unsafe { dh_symbol(name.as_ptr()) })
+}
+
+pub(super) fn file_of(address: NonNull<c_void>) -> Option<String> {
+    // SAFETY: any address will do; null or a C string out, read at once.
+    unsafe {
+        let name = dh_file_of(address.as_ptr());
+        (!name.is_null())
+            .then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
     }
 }
 

@@ -19,6 +19,9 @@ pub use check::gradcheck;
 pub use product::{Library, mm, mm_into};
 
 use crate::{Error, Result};
+use std::ffi::{CStr, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use tch::{Tensor, no_grad};
 
 /// The gradients that reach a node, one per output, or that it returns, one per
@@ -136,6 +139,18 @@ pub fn clear_grad(t: &Tensor) {
 /// What the loader says.
 pub fn load_library(name: &str) -> std::result::Result<(), String> {
     ffi::load_library(name)
+}
+
+/// The address of a C function in any of the libraries that are loaded, libtorch's
+/// among them. To call it is up to the caller.
+pub fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
+    ffi::symbol(name)
+}
+
+/// The folder that libtorch was loaded from.
+pub fn libtorch_folder() -> Option<PathBuf> {
+    let file = ffi::file_of(symbol(c"aoti_torch_device_type_cpu")?)?;
+    Some(Path::new(&file).parent()?.to_path_buf())
 }
 
 /// Calls `f` on disjoint ranges that cover `0..n`, on libtorch's own threads, at

@@ -106,6 +106,15 @@ const char *dh_load_library(const char *name) {
   return dlopen(name, RTLD_NOW | RTLD_GLOBAL) ? nullptr : dlerror();
 }
 
+// The address of a function in any of the loaded libraries. Null: there is none.
+void *dh_symbol(const char *name) { return dlsym(RTLD_DEFAULT, name); }
+
+// The file that the code at this address was loaded from. Null: not known.
+const char *dh_file_of(const void *address) {
+  Dl_info info;
+  return dladdr(address, &info) ? info.dli_fname : nullptr;
+}
+
 // Splits [0, n) over libtorch's own threads, so that our CPU kernels and its matrix
 // products do not compete for cores.
 void dh_parallel_for(int64_t n, int64_t grain, void *ctx,

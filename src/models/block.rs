@@ -74,12 +74,11 @@ impl Block {
             false => y,
         };
         // ANCHOR: block
-        let normed = self.input_norm.forward(x)?;
+        let (x, normed) = self.input_norm.join(x, None)?;
         let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
-        let x = x + drop(y, 0);
-        let normed = self.post_norm.forward(&x)?;
+        let (x, normed) = self.post_norm.join(&x, Some(&drop(y, 0)))?;
         see(&normed);
-        Ok(&x + drop(self.mlp.forward(&normed, mode)?, 1))
+        Ok(x + drop(self.mlp.forward(&normed, mode)?, 1))
         // ANCHOR_END: block
     }
 

@@ -1,5 +1,5 @@
 //! A low-rank update beside a frozen weight: LoRA, and DoRA.
-use super::{Mode, Weight, dropout::factors};
+use super::{Mode, Weight, dropout::Twice};
 use crate::{Result, autograd};
 use tch::{Kind, Tensor, no_grad};
 
@@ -126,13 +126,9 @@ impl Adapter {
         let (shape, narrow, wanted) = (x.size(), x.kind(), x.requires_grad());
         let rows = move |t: &Tensor| t.flatten(0, -2).to_kind(kind);
         let (a, b) = (self.a.detach(), self.b.detach());
-        let x2 = rows(&x.detach()); // [N, in]
-        let factors = factors(&x2, self.dropout, mode, self.place);
-        let dropped = move |x: Tensor| match &factors {
-            Some(factors) => x * factors,
-            None => x,
-        };
-        let d = dropped(x2);
+        let x2 = x.detach().flatten(0, -2); // [N, in]
+        let dropped = Twice::new(&x2, kind, self.dropout, mode, self.place);
+        let d = dropped.apply(&x2, kind)?;
         let h = d.f_mm(&a.tr())? * scale; // [N, r]
         let sum = || {
             let y2 = y.flatten(0, -2);
@@ -142,13 +138,20 @@ impl Adapter {
             };
             Ok(vec![sum.view_as(y)])
         };
+        // For backward d is kept, or made again from x, which is there anyway.
+        let kept = if dropped.is_cheap() { x2 } else { d };
         let (b, h) = (b.shallow_clone(), h.shallow_clone());
         let mut y = autograd::custom(&[y, x, &self.a, &self.b], sum, move |dy| {
             let Some(dy) = &dy[0] else { return Ok(vec![None, None, None, None]) };
             let u = rows(dy); // [N, out]
             let t = u.f_mm(&b)? * scale; // [N, r]
             let dx = wanted.then(|| t.f_mm(&a)).transpose()?;
-            let dx = dx.map(|dx| dropped(dx).to_kind(narrow).view(shape.as_slice()));
+            let dx = dx.map(|dx| dropped.apply(&dx, narrow)).transpose()?;
+            let dx = dx.map(|dx| dx.view(shape.as_slice()));
+            let d = match dropped.is_cheap() {
+                true => dropped.apply(&kept, kind)?,
+                false => kept.shallow_clone(),
+            };
             let (da, db) = (t.tr().f_mm(&d)?, u.tr().f_mm(&h)?);
             Ok(vec![Some(dy.shallow_clone()), dx, Some(da), Some(db)])
         })?;

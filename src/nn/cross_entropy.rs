@@ -1,9 +1,11 @@
 //! The loss of a language model's head, without its table of scores.
-use crate::{Result, autograd};
+use crate::{Result, autograd, cuda};
 use tch::{Kind, Tensor, no_grad};
 
 /// Scores computed at a time: 64 MiB of them in f32.
 const CHUNK: i64 = 1 << 24;
+/// No target is left out.
+const NONE: i64 = i64::MIN;
 
 /// Cross-entropy of the scores `z = W h` against the targets, summed over S tokens:
 /// `L = Σ −log softmax(z)[target]`, in f32 at least, whatever the kind of `h` [S, D] and
@@ -34,6 +36,19 @@ pub fn cross_entropy(
         for start in (0..tokens).step_by(chunk as usize) {
             let part = |t: &Tensor| t.f_narrow(0, start, chunk.min(tokens - start));
             let (h, target) = (part(&h)?, part(targets)?);
+            if let Some(kernels) = cuda::kernels(&[&h, &w]) {
+                let mut z = h.f_mm(&w.tr())?; // [.., V]
+                let learns = learns_h || learns_w;
+                let lost = kernels.cross_entropy(&mut z, &target, NONE, learns)?;
+                loss += lost.sum(kind);
+                if learns_h {
+                    dh.push(z.f_mm(&w)?); // z is its own gradient now
+                }
+                if let Some(dw) = &mut dw {
+                    let _ = dw.f_addmm_(&z.tr(), &h)?;
+                }
+                continue;
+            }
             let mut log_p = autograd::mm(&h, &w.tr())?.f_log_softmax(-1, kind)?; // [.., V]
             loss -= log_p.f_gather(1, &target.unsqueeze(1), false)?.sum(kind);
             if learns_h || learns_w {

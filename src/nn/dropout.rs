@@ -1,7 +1,9 @@
 //! Dropout whose masks are a function of (seed, step, place): a resumed run draws the
 //! same ones, and a recomputed layer need not store its own.
-use crate::autograd::{Fill, filled};
-use tch::Tensor;
+use crate::Result;
+use crate::autograd::{Fill, custom, filled};
+use crate::cuda::{self, Kernels, Mask};
+use tch::{Kind, Tensor};
 
 /// Whether a forward pass is part of training, and which step of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +72,9 @@ pub struct Rates {
 /// Source: Srivastava et al. 2014, in the form that leaves evaluation untouched.
 /// Departure: `p` is rounded to a multiple of 2⁻¹⁶, the resolution of a draw.
 pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
+    if let Some(y) = by_kernel(x, p, mode, place) {
+        return y; // on a card
+    }
     match factors(x, p, mode, place) {
         Some(factors) => x * factors,
         None => x.shallow_clone(),
@@ -78,24 +83,79 @@ pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
 
 /// What [`dropout`] multiplies `x` by: 0 or `1 / (1 − p)`. None if by nothing.
 pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
-    let Mode::Train { seed, step } = mode else { return None };
-    (p > 0.).then(|| {
-        let below = (p * 65536.).round() as u32;
-        let kept = (1. / (1. - f64::from(below) / 65536.)) as f32;
-        let mask = Mask { seed, step, place, below, kept };
+    mask(p, mode, place).map(|mask| {
         let flat = filled(x.numel(), PART, &mask);
         flat.view_(x.size()).to_device(x.device()).to_kind(x.kind())
     })
 }
+
+/// The mask of one dropout: 0 where a draw of 16 bits is below `below`.
+fn mask(p: f64, mode: Mode, place: u32) -> Option<Mask> {
+    let Mode::Train { seed, step } = mode else { return None };
+    (p > 0.).then(|| {
+        let below = (p * 65536.).round() as u32;
+        let kept = (1. / (1. - f64::from(below) / 65536.)) as f32;
+        Mask { seed, step, place, below, kept }
+    })
+}
 // ANCHOR_END: dropout
 
-/// The factors of one dropout: 0 where a draw of 16 bits is below `below`.
-struct Mask {
-    seed: u64,
-    step: u64,
-    place: u32,
-    below: u32,
-    kept: f32,
+fn by_kernel(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
+    let (kernels, mask) = (cuda::kernels(&[x])?, mask(p, mode, place)?);
+    let masked = move |x: &Tensor| kernels.dropout(x, x.kind(), mask);
+    let forward = || Ok(vec![masked(x)?]);
+    let y = custom(&[x], forward, move |dy| {
+        Ok(vec![dy[0].as_ref().map(masked).transpose()?])
+    });
+    // Should it not run, libtorch's operations do the same.
+    y.ok()?.pop()
+}
+
+/// A dropout that is applied twice: to an input, and to its gradient.
+pub(super) enum Twice {
+    /// Nothing falls.
+    Not,
+    /// Factors, kept from one time to the other.
+    Kept(Tensor),
+    /// Drawn again.
+    Drawn(Kernels, Mask),
+}
+
+impl Twice {
+    /// For an input `x` that is computed with in `kind`.
+    pub(super) fn new(
+        x: &Tensor,
+        kind: Kind,
+        p: f64,
+        mode: Mode,
+        place: u32,
+    ) -> Self {
+        let Some(mask) = mask(p, mode, place) else { return Self::Not };
+        let narrower = kind != x.kind() && kind != Kind::Float;
+        match cuda::kernels(&[x]).filter(|_| !narrower) {
+            Some(kernels) => Self::Drawn(kernels, mask),
+            None => {
+                let flat = filled(x.numel(), PART, &mask).view_(x.size());
+                Self::Kept(flat.to_device(x.device()).to_kind(kind))
+            }
+        }
+    }
+
+    /// `x`, dropped, as the kind `to`.
+    pub(super) fn apply(&self, x: &Tensor, to: Kind) -> Result<Tensor> {
+        match self {
+            Self::Not => Ok(x.to_kind(to)),
+            Self::Kept(factors) => {
+                Ok((x.to_kind(factors.kind()) * factors).to_kind(to))
+            }
+            Self::Drawn(kernels, mask) => kernels.dropout(x, to, *mask),
+        }
+    }
+
+    /// Whether to apply it again is as cheap as to keep what it gave.
+    pub(super) fn is_cheap(&self) -> bool {
+        !matches!(self, Self::Kept(_))
+    }
 }
 
 impl Fill for Mask {

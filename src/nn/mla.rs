@@ -58,15 +58,18 @@ impl Mla {
         mode: Mode,
     ) -> Result<Tensor> {
         let (nope, turned) = (self.nope_dim, self.rope_dim);
-        let turn = |x: Tensor| rotation.apply(&self.halves(x));
+        let turn = |x: &Tensor| match self.interleaved {
+            true => rotation.apply_to_neighbours(x),
+            false => rotation.apply(x),
+        };
         let q = self.q.forward(x, mode)?.unflatten(-1, [self.heads, -1]); // (N, H, K)
         let q = q.split_with_sizes([nope, turned], -1);
-        let q = Tensor::cat(&[&q[0], &turn(q[1].shallow_clone())?], -1);
+        let q = Tensor::cat(&[&q[0], &turn(&q[1])?], -1);
         // ANCHOR: latent
         let kv = self.kv_a.forward(x, mode)?; // (N, R + rope)
         let kv = kv.split_with_sizes([kv.size()[1] - turned, turned], -1);
         let latent = self.kv_norm.forward(&kv[0])?;
-        let shared = turn(kv[1].unsqueeze(1))?; // (N, 1, rope)
+        let shared = turn(&kv[1].unsqueeze(1))?; // (N, 1, rope)
         // ANCHOR_END: latent
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
         let split = |y: Tensor| y.unflatten(-1, [self.heads, -1]);
@@ -138,17 +141,6 @@ impl Mla {
         )?;
         Ok(y.transpose(1, 2).f_matmul(&w[1].transpose(1, 2))?) // (B, H, 1, V)
     }
-
-    // ANCHOR: halves
-    /// Brings neighbours to where [`Rotation`] turns them, in halves. Queries and keys
-    /// are put in the same order, so that their products stay.
-    fn halves(&self, x: Tensor) -> Tensor {
-        match self.interleaved {
-            true => x.unflatten(-1, [-1, 2]).transpose(-1, -2).flatten(-2, -1),
-            false => x,
-        }
-    }
-    // ANCHOR_END: halves
 
     pub(super) fn linears(&self) -> Vec<(&'static str, &Linear)> {
         let mut all = match &self.q {

@@ -1,6 +1,6 @@
 //! The gated feed-forward layer.
 use super::{Linear, Mode};
-use crate::Result;
+use crate::{Result, autograd, cuda};
 use tch::Tensor;
 
 /// `down(silu(gate(x)) ⊙ up(x))`.
@@ -19,8 +19,9 @@ pub struct SwiGlu {
 impl SwiGlu {
     /// [B, T, D] to [B, T, D].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let gate = self.gate.forward(x, mode)?.silu(); // [B, T, F]
-        self.down.forward(&(gate * self.up.forward(x, mode)?), mode)
+        let gate = self.gate.forward(x, mode)?; // [B, T, F]
+        let up = self.up.forward(x, mode)?;
+        self.down.forward(&gated(gate, up)?, mode)
     }
 
     /// Its linear layers, by their last names.
@@ -44,4 +45,19 @@ impl SwiGlu {
             down: self.down.shallow_clone(),
         }
     }
+}
+
+/// `silu(gate) ⊙ up`. On a card a kernel, which keeps `gate` and `up` for backward, but
+/// not `silu(gate)`.
+fn gated(gate: Tensor, up: Tensor) -> Result<Tensor> {
+    let Some(kernels) = cuda::kernels(&[&gate, &up]) else {
+        return Ok(gate.silu() * up);
+    };
+    let (g, u) = (gate.detach(), up.detach());
+    let forward = || Ok(vec![kernels.swiglu(&gate, &up)?]);
+    let mut y = autograd::custom(&[&gate, &up], forward, move |dy| {
+        let Some(dy) = &dy[0] else { return Ok(vec![None, None]) };
+        Ok(kernels.swiglu_backward(dy, &g, &u)?.map(Some).into())
+    })?;
+    Ok(y.remove(0))
 }

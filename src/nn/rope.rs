@@ -1,4 +1,5 @@
 //! Rotary position embedding.
+use crate::cuda::{self, Pairs};
 use crate::{Result, autograd};
 use tch::{Device, Kind, Tensor};
 
@@ -216,6 +217,9 @@ impl Rotation {
     /// also stretches it by the attention factor. In the kind of cosines and sines, each
     /// product rounded by itself: in 16 bits the same numbers as transformers'.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = self.by_kernel(x, Pairs::Halves)? {
+            return Ok(y);
+        }
         let kept = self.shallow_clone();
         let forward = || Ok(vec![self.turn(x, false)]);
         // The transpose of a rotation turns back (and stretches as much).
@@ -223,6 +227,37 @@ impl Rotation {
             Ok(vec![dy[0].as_ref().map(|dy| kept.turn(dy, true))])
         })?;
         Ok(y.remove(0))
+    }
+
+    // ANCHOR: neighbours
+    /// Turns neighbours `(x_{2i}, x_{2i+1})` and brings them to where [`Rotation::apply`]
+    /// has its pairs. With queries and keys in the same order, their products stay.
+    pub fn apply_to_neighbours(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = self.by_kernel(x, Pairs::Neighbours)? {
+            return Ok(y);
+        }
+        self.apply(&x.unflatten(-1, [-1, 2]).transpose(-1, -2).flatten(-2, -1))
+    }
+    // ANCHOR_END: neighbours
+
+    fn by_kernel(&self, x: &Tensor, from: Pairs) -> Result<Option<Tensor>> {
+        let found = cuda::kernels(&[x, &self.cos, &self.sin]);
+        let angles = [x.size()[0], 1, *x.size().last().unwrap_or(&0)];
+        let Some(kernels) = found.filter(|_| {
+            x.dim() == 3 && angles[2] % 2 == 0 && self.cos.size() == angles
+        }) else {
+            return Ok(None);
+        };
+        let kept = self.shallow_clone();
+        let to = Pairs::Halves;
+        let angles = (&self.cos, &self.sin);
+        let forward = || Ok(vec![kernels.rotate(x, angles, (from, to), false)?]);
+        let mut y = autograd::custom(&[x], forward, move |dy| {
+            let angles = (&kept.cos, &kept.sin);
+            let back = |dy| kernels.rotate(dy, angles, (to, from), true);
+            Ok(vec![dy[0].as_ref().map(back).transpose()?])
+        })?;
+        Ok(y.pop())
     }
 
     // ANCHOR: turn

@@ -11,6 +11,7 @@
 mod adagrad;
 mod adam;
 mod clip;
+mod fused;
 mod rmsprop;
 mod sgd;
 
@@ -123,7 +124,7 @@ impl<R: Rule<N>, const N: usize> Driver<R, N> {
     }
 }
 
-impl<R: Rule<N>, const N: usize> Optimizer for Driver<R, N> {
+impl<R: Rule<N> + 'static, const N: usize> Optimizer for Driver<R, N> {
     // ANCHOR: step
     fn step(&mut self, lr: f64) {
         let rule = &self.rule;
@@ -140,7 +141,8 @@ impl<R: Rule<N>, const N: usize> Optimizer for Driver<R, N> {
                 rule.update(&mut p.tensor, &g, slots.each_mut(), h);
             })
         };
-        let all = self.params.iter_mut().zip(&mut self.state);
+        let all = self.params.iter_mut().zip(&mut self.state).collect();
+        let all = fused::step(rule, all, lr).into_iter(); // a card's are done
         let (small, large): (Vec<_>, Vec<_>) = all.partition(|(p, _)| is_small(p));
         large.into_iter().for_each(one);
         for_each(small, one);

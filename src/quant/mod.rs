@@ -15,6 +15,7 @@ pub mod nf4;
 mod product;
 mod simd;
 
+use crate::cuda::{Kernels, Nf4Scales};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -81,8 +82,10 @@ impl Nf4Tensor {
             Kind::Float | Kind::BFloat16 => w,
             _ => w.to_kind(Kind::Float),
         };
-        let (packed, absmax) = match w.device() {
-            Device::Cpu => kernels::quantize(simd::best(), &w, blocksize),
+        let by_kernel = Kernels::at(w.device(), w.kind());
+        let (packed, absmax) = match (by_kernel, w.device()) {
+            (Some(kernels), _) => kernels.nf4_quantize(&w, blocksize)?,
+            (_, Device::Cpu) => kernels::quantize(simd::best(), &w, blocksize),
             _ => nf4::encode(&w, blocksize),
         };
         if !bool::try_from(absmax.isfinite().all())? {
@@ -155,15 +158,11 @@ impl Nf4Tensor {
     /// once, [`Nf4Tensor::dequantize_into`] a reused one is several times faster.
     pub fn dequantize(&self, kind: Kind) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        let on_cpu = self.device() == Device::Cpu;
-        if on_cpu && matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
-            let out = Tensor::empty(self.shape, (kind, Device::Cpu));
-            kernels::dequantize(simd::best(), self, &out);
+        let out = Tensor::empty(self.shape, (kind, self.device()));
+        if self.by_kernel(&out).is_ok_and(|done| done) {
             return out;
         }
-        let n = self.shape[0] * self.shape[1];
-        let flat = nf4::decode(&self.packed, &self.absmax(), self.blocksize, n);
-        flat.view(self.shape).to_kind(kind)
+        self.decoded(kind)
     }
 
     /// The same into `out`, of its kind and on the same device: no memory is asked
@@ -187,13 +186,41 @@ impl Nf4Tensor {
             ));
         }
         let _no_grad = tch::no_grad_guard();
-        match (out.device(), out.kind()) {
-            (Device::Cpu, Kind::Float | Kind::BFloat16 | Kind::Half) => {
-                kernels::dequantize(simd::best(), self, out);
-            }
-            _ => out.view(self.shape).copy_(&self.dequantize(out.kind())),
+        if !self.by_kernel(out)? {
+            out.view(self.shape).copy_(&self.decoded(out.kind()));
         }
         Ok(())
+    }
+
+    /// The same by a kernel, where there is one; whether there was.
+    fn by_kernel(&self, out: &Tensor) -> Result<bool> {
+        if !matches!(out.kind(), Kind::Float | Kind::BFloat16 | Kind::Half) {
+            return Ok(false);
+        }
+        match (Kernels::at(out.device(), out.kind()), out.device()) {
+            (Some(kernels), _) => {
+                kernels.nf4_dequantize(&self.packed, &self.scales(), out)?;
+            }
+            (_, Device::Cpu) => kernels::dequantize(simd::best(), self, out),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn decoded(&self, kind: Kind) -> Tensor {
+        let n = self.shape[0] * self.shape[1];
+        let flat = nf4::decode(&self.packed, &self.absmax(), self.blocksize, n);
+        flat.view(self.shape).to_kind(kind)
+    }
+
+    fn scales(&self) -> Nf4Scales<'_> {
+        let (absmax, codes) = match &self.absmax {
+            Absmax::Plain(absmax) => (absmax, None),
+            Absmax::Double { codes, nested_absmax, code, offset } => {
+                (nested_absmax, Some((codes, code, *offset)))
+            }
+        };
+        Nf4Scales { absmax, codes, blocksize: self.blocksize }
     }
 
     /// The scale of each block, f32 `[ceil(n / blocksize)]`.

@@ -8,6 +8,7 @@
 use super::{Nf4Tensor, kernels};
 use crate::Result;
 use crate::autograd::{mm, mm_into, parallel_for};
+use crate::cuda::Kernels;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -47,6 +48,13 @@ impl Nf4Tensor {
     pub fn matmul_t(&self, x: &Tensor) -> Result<Tensor> {
         let [out, input] = self.shape;
         no_grad(|| {
+            if let Some(kernels) = Kernels::at(self.device(), x.kind()) {
+                let (packed, scales) = (&self.packed, self.scales());
+                let y = kernels.nf4_product(x, packed, &scales, self.shape)?;
+                if let Some(y) = y {
+                    return Ok(y);
+                }
+            }
             if !self.by_panels(x) {
                 return with_room(self, x.kind(), |w| {
                     Ok(x.f_linear(w, None::<Tensor>)?)

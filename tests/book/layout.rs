@@ -47,10 +47,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint", "quant"]), // a merge reports what 4 bits change
-    ("nn", &["quant", "autograd"]),
-    ("quant", &["autograd"]),  // its threads are libtorch's
-    ("optim", &["autograd"]),  // tch cannot clear a gradient
-    ("plot", &["checkpoint"]), // only to write files whole
+    ("nn", &["quant", "autograd", "cuda"]),
+    ("quant", &["autograd", "cuda"]), // its threads are libtorch's
+    ("optim", &["autograd", "cuda"]), // tch cannot clear a gradient
+    ("cuda", &["autograd", "checkpoint"]), // to find libraries; to write files whole
+    ("plot", &["checkpoint"]),        // only to write files whole
     ("device", &["autograd"]),
     ("autograd", &[]),
     ("checkpoint", &[]),
@@ -61,7 +62,9 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 5] = [
+const UNSAFE: [&str; 7] = [
+    "src/cuda/driver.rs",
+    "src/cuda/nvrtc.rs",
     "src/quant/product.rs",
     "src/autograd/",
     "src/checkpoint/mmap.rs",

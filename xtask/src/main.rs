@@ -9,6 +9,7 @@ mod figures;
 mod html;
 mod kernel;
 mod notebooks;
+mod nvrtc;
 mod preprocess;
 mod run;
 mod selftest;
@@ -30,7 +31,7 @@ struct Command(
 const COMMANDS: &[Command] = &[
     Command(
         "setup",
-        "[--cpu|--cuda]",
+        "[--cpu|--cuda|--nvrtc]",
         "install libtorch 2.11 into .libtorch (nothing to do if it is there)",
         setup::main,
     ),

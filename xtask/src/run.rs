@@ -64,8 +64,13 @@ pub fn finetune(args: &[String]) -> Result<()> {
 
 /// Tests that lack something append a line to a file, so that they are counted and not
 /// silently green: the file, and what is said of them.
-const SKIPPED: [(&str, &str); 2] = [
+const SKIPPED: [(&str, &str); 3] = [
     ("target/cuda-skipped.txt", "CUDA tests skipped: no CUDA device"),
+    (
+        "target/nvrtc-skipped.txt",
+        "tests skipped: no NVRTC to compile CUDA kernels; `cargo xtask setup --nvrtc` \
+         fetches it",
+    ),
     ("target/tokenizers-skipped.txt", "tests skipped: no real tokenizers"),
 ];
 

@@ -2,7 +2,7 @@
 //! `torch` wheel. It is unpacked beside and renamed at the end, with a stamp inside
 //! written last: a folder without the stamp is an interrupted one and is replaced.
 
-use crate::sh;
+use crate::{nvrtc, sh};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -42,13 +42,19 @@ const CUDA: Variant = Variant {
     needs_mb: 11_000,
 };
 
-/// `cargo xtask setup [--cpu|--cuda]`
+/// `cargo xtask setup [--cpu|--cuda|--nvrtc]`
 pub fn main(args: &[String]) -> Result<()> {
     let wanted = match args {
         [] => None,
         [flag] if flag == "--cpu" => Some(&CPU),
         [flag] if flag == "--cuda" => Some(&CUDA),
-        _ => bail!("setup takes --cpu or --cuda, found `{}`", args.join(" ")),
+        [flag] if flag == "--nvrtc" => {
+            ensure()?;
+            return nvrtc::install();
+        }
+        _ => {
+            bail!("setup takes --cpu, --cuda or --nvrtc, found `{}`", args.join(" "))
+        }
     };
     match install(&sh::root(), wanted)? {
         Outcome::Ready(what) => println!("libtorch {VERSION} is ready ({what})"),

@@ -1,0 +1,414 @@
+//! The CUDA kernels against their twins in libtorch's operations: on the CPU, by the
+//! emulator of `cuda_host`, and on a card where there is one.
+use crate::common::{cuda, wave};
+use crate::cuda_host::{BACKWARDS, EMULATOR, Emulator, have_run};
+use crate::golden::{gap, same_bits};
+use downhill::cuda::{emulated, kernels};
+use downhill::nn::dropout::dropout;
+use downhill::nn::{
+    Adapter, Linear, Mode, RmsNorm, Rope, RopeScaling, SwiGlu, cross_entropy,
+};
+use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, Rule};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tch::{Device, Kind, Tensor};
+
+const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
+const CPU: Device = Device::Cpu;
+
+/// Where kernels run: by the emulator, or on a card.
+#[derive(Clone, Copy)]
+pub enum On {
+    Emulator(&'static Emulator),
+    Card(Device),
+}
+
+impl On {
+    /// What `f` gives with kernels; and without, on the CPU, which is what they have to
+    /// give.
+    fn both<T>(self, f: impl Fn(Device) -> T) -> (T, T) {
+        let found = match self {
+            Self::Emulator(emulator) => emulated(emulator, || f(CPU)),
+            Self::Card(device) => f(device),
+        };
+        (found, f(CPU))
+    }
+}
+
+/// Every case by the emulator, the threads of a block in one order and in the other.
+fn on_the_host(case: impl Fn(On)) {
+    case(On::Emulator(&EMULATOR));
+    case(On::Emulator(&BACKWARDS));
+}
+
+fn on_a_card(case: impl Fn(On)) {
+    if let Some(device) = cuda() {
+        case(On::Card(device));
+    }
+}
+
+/// The largest gap that rounding explains: in f32 that of sums in another order, in
+/// bf16, whose numbers have 8 bits, one unit in the last place of the largest number.
+fn bound(kind: Kind) -> f64 {
+    if kind == Kind::BFloat16 { 2f64.powi(-7) } else { 2e-6 }
+}
+
+#[track_caller]
+fn close(what: &str, (found, expected): &(Vec<Tensor>, Vec<Tensor>)) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.kind(), expected.kind(), "{what}: result {i}");
+        let (far, found) = (bound(found.kind()), found.to_device(CPU));
+        let away = gap(&found, expected);
+        assert!(away <= far, "{what}: result {i} is {away:.1e} away");
+    }
+}
+
+/// Numbers without a pattern, so many that no two places have the same.
+fn numbers(shape: &[i64], kind: Kind, device: Device) -> Tensor {
+    let x = wave(shape, Kind::Double) * 3. - 0.3;
+    x.to_kind(kind).to_device(device)
+}
+
+fn leaf(shape: &[i64], kind: Kind, device: Device) -> Tensor {
+    numbers(shape, kind, device).set_requires_grad(true)
+}
+
+/// `Σ w y` with unequal w, so that no two places of a gradient are alike.
+fn weighed(y: &Tensor) -> Tensor {
+    let w = numbers(&y.size(), Kind::Float, CPU).cos().to_kind(y.kind());
+    (y * w.to_device(y.device())).sum(Kind::Float)
+}
+
+/// What was computed, and the gradients of what it was computed from.
+fn results<const N: usize>(found: [Tensor; N], leaves: &[&Tensor]) -> Vec<Tensor> {
+    found.into_iter().chain(leaves.iter().map(|x| x.grad())).collect()
+}
+
+fn norms(on: On) {
+    let shapes = [[1, 1], [3, 7], [2, 64], [5, 130], [1, 1028], [40, 33], [3, 2048]];
+    for (kind, shape) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
+        let what = format!("{kind:?} {shape:?}");
+        let norm = |x: &Tensor| RmsNorm { weight: x.shallow_clone(), eps: 1e-5 };
+        let alone = on.both(|device| {
+            let (x, w) =
+                (leaf(&shape, kind, device), leaf(&shape[1..], kind, device));
+            let y = norm(&w).forward(&x).expect("a norm");
+            weighed(&y).backward();
+            results([y.detach()], &[&x, &w])
+        });
+        close(&what, &alone);
+        // The stream beside it: gradients come by the sum, by the norm, and by both.
+        for (by_sum, by_norm, adds) in [
+            (true, true, true),
+            (false, true, true),
+            (true, false, true),
+            (true, true, false),
+        ] {
+            let joined = on.both(|device| {
+                let x = leaf(&shape, kind, device);
+                let more = (numbers(&shape, kind, device) * 0.7 + 0.1).detach();
+                let more = more.set_requires_grad(true);
+                let w = numbers(&shape[1..], kind, device);
+                let (s, y) =
+                    norm(&w).join(&x, adds.then_some(&more)).expect("a norm");
+                let parts =
+                    [by_sum.then(|| weighed(&s)), by_norm.then(|| weighed(&y))];
+                parts.into_iter().flatten().reduce(|a, b| a + b).unwrap().backward();
+                let inputs = if adds { vec![&x, &more] } else { vec![&x] };
+                results([s.detach(), y.detach()], &inputs)
+            });
+            close(&format!("{what} {by_sum} {by_norm} {adds}"), &joined);
+        }
+    }
+}
+
+fn rotations(on: On) {
+    let shapes = [[1, 1, 2], [3, 2, 6], [5, 4, 8], [7, 3, 64], [33, 5, 34]];
+    for (kind, [n, h, k]) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
+        for (neighbours, part) in [(false, false), (true, false), (false, true)] {
+            let turned = on.both(|device| {
+                let positions = Tensor::arange(n, (Kind::Int64, device)) * 3 + 1;
+                let rope = Rope { theta: 100., scaling: RopeScaling::Default };
+                let rotation = rope.rotation(&positions, k, kind, device);
+                // Or as a part of wider rows, as latent attention has it.
+                let wide = leaf(&[n, h, k + 3], kind, device);
+                let x = match part {
+                    true => wide.narrow(2, 2, k),
+                    false => wide.narrow(2, 2, k).contiguous(),
+                };
+                let y = match neighbours {
+                    true => rotation.apply_to_neighbours(&x),
+                    false => rotation.apply(&x),
+                };
+                let y = y.expect("a rotation");
+                weighed(&y).backward();
+                vec![y.detach(), wide.grad()]
+            });
+            close(&format!("{kind:?} {n} {h} {k} {neighbours} {part}"), &turned);
+        }
+    }
+}
+
+fn gates(on: On) {
+    let shapes = [[1, 1], [1, 3], [5, 7], [3, 64], [9, 129], [4, 1024]];
+    for (kind, [n, f]) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
+        let gated = on.both(|device| {
+            let x = numbers(&[n, 3], kind, device);
+            let dense = |shape: [i64; 2], by: f64| {
+                let w = (numbers(&shape, kind, device) * by).detach();
+                Linear::dense(w.set_requires_grad(true), None)
+            };
+            let down = dense([2, f], 0.1);
+            let mlp =
+                SwiGlu { gate: dense([f, 3], 1.), up: dense([f, 3], 0.9), down };
+            let y = mlp.forward(&x, Mode::Eval).expect("a layer");
+            weighed(&y).backward();
+            let leaves = mlp.linears().map(|(_, l)| match &l.weight {
+                downhill::nn::Weight::Dense(w) => w.grad(),
+                _ => unreachable!(),
+            });
+            [y.detach()].into_iter().chain(leaves).collect()
+        });
+        close(&format!("{kind:?} {n} {f}"), &gated);
+    }
+}
+
+fn losses(on: On) {
+    let shapes = [[1, 1, 2], [3, 5, 7], [4, 8, 128], [9, 6, 1029]];
+    for (kind, [s, d, v]) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
+        for (learns_h, learns_w) in
+            [(true, true), (true, false), (false, true), (false, false)]
+        {
+            let lost = on.both(|device| {
+                let h = numbers(&[s, d], kind, device).set_requires_grad(learns_h);
+                let w = numbers(&[v, d], kind, device).set_requires_grad(learns_w);
+                let targets =
+                    (Tensor::arange(s, (Kind::Int64, device)) * 5).remainder(v);
+                let loss = cross_entropy(&h, &w, &targets).expect("a loss");
+                if learns_h || learns_w {
+                    (&loss * 0.5).backward();
+                }
+                let of = [(learns_h, &h), (learns_w, &w)];
+                let found = of.iter().filter(|(learns, _)| *learns);
+                let found = found.map(|(_, t)| t.grad());
+                std::iter::once(loss.detach()).chain(found).collect::<Vec<_>>()
+            });
+            // Products in bf16 of what was rounded to bf16: two roundings apart.
+            let (found, expected) = &lost;
+            for (found, expected) in found.iter().zip(expected) {
+                let away = gap(&found.to_device(CPU), expected);
+                let most = if kind == Kind::Float { 2e-6 } else { 2f64.powi(-6) };
+                assert!(away <= most, "{kind:?} {s} {d} {v}: {away:.1e}");
+            }
+        }
+    }
+    // The kernel alone, on what does not come from a product.
+    let device = if let On::Card(device) = on { device } else { CPU };
+    let run = |z: &Tensor, targets: &[i64], gradient| {
+        let mut z = z.copy().to_device(device);
+        let targets = Tensor::from_slice(targets).to_device(device);
+        let mut loss = || {
+            let kernels = kernels(&[&z.shallow_clone()]).expect("kernels");
+            kernels.cross_entropy(&mut z, &targets, -100, gradient).expect("a loss")
+        };
+        let loss = match on {
+            On::Emulator(emulator) => emulated(emulator, loss),
+            On::Card(_) => loss(),
+        };
+        (Vec::<f32>::try_from(loss.to_device(CPU)).unwrap(), z.to_device(CPU))
+    };
+    let z = numbers(&[4, 301], Kind::Float, CPU);
+    let (loss, dz) = run(&z, &[0, -100, 300, 301], true);
+    let log_p = z.log_softmax(-1, None);
+    let expected = [-log_p.double_value(&[0, 0]), -log_p.double_value(&[2, 300])];
+    assert!((f64::from(loss[0]) - expected[0]).abs() < 1e-5);
+    assert!((f64::from(loss[2]) - expected[1]).abs() < 1e-5);
+    // Left out: nothing lost, nothing learned. No class: not a number.
+    assert_eq!(loss[1], 0.);
+    assert_eq!(dz.get(1).abs().max().double_value(&[]), 0.);
+    assert!(loss[3].is_nan());
+    let p = log_p.exp();
+    let _ = p.get(0).get(0).f_sub_scalar_(1.).unwrap();
+    assert!(gap(&dz.get(0), &p.get(0)) < 1e-6);
+    // Without a gradient the scores stay.
+    assert!(same_bits(&run(&z, &[0, 1, 2, 3], false).1, &z));
+    // Scores that would overflow, and classes that cannot be.
+    let z = Tensor::from_slice(&[1000f32, f32::NEG_INFINITY, 999., -1000.]);
+    let (loss, dz) = run(&z.view([1, 4]), &[2], true);
+    assert!((loss[0] - 1.313_261_6).abs() < 1e-6, "{loss:?}");
+    assert_eq!(dz.double_value(&[0, 1]), 0.);
+    // What is not a number stays none.
+    for bad in [f32::NAN, f32::INFINITY] {
+        let z = Tensor::from_slice(&[0f32, bad, 1., 2., 3.]).view([1, 5]);
+        assert!(run(&z, &[0], true).0[0].is_nan());
+    }
+}
+
+/// Every operation rounds as in the rule. But libtorch's square root on the CPU is
+/// MKL's, which is not always the nearest number: what comes after one, which are the
+/// parameters and where decay is part of the gradient also the moments, may differ in
+/// the last place.
+fn steps_of(on: On) {
+    fn compare<R: Rule<2> + Copy + 'static>(on: On, rule: R, exact: bool) {
+        let (found, expected) = on.both(|device| {
+            let sizes = (0..70).map(|i| [1, 3, 4, 31, 1025, 4096][i % 6] + i as i64);
+            let named = sizes.enumerate().map(|(i, n)| {
+                let x = (numbers(&[n], Kind::Float, device) + i as f64).detach();
+                (format!("{i:02}"), x.set_requires_grad(true))
+            });
+            let decay = |name: &str, _: &Tensor| {
+                if name.ends_with('3') { 0. } else { 0.1 }
+            };
+            let params = Param::with_decay(named.collect::<Vec<_>>(), decay);
+            let mut driver = Driver::new(rule, params);
+            for step in 1..5 {
+                driver.zero_grad();
+                for (i, p) in driver.params().iter().enumerate() {
+                    // Some have no gradient now and then: their own steps differ.
+                    if (i + step) % 4 > 0 {
+                        let by = 1e-3 * step as f64 * (i as f64 - 30.);
+                        (weighed(&p.tensor) * by).backward();
+                    }
+                }
+                driver.step(1e-2 / step as f64);
+            }
+            let params = driver.params().iter();
+            let params = params.map(|p| (p.name.clone(), p.tensor.detach()));
+            driver.state().into_iter().chain(params).collect::<Vec<_>>()
+        });
+        assert_eq!(found.len(), 70 * 4);
+        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+            let moment = name.ends_with(".m") || name.ends_with(".v");
+            let found = found.to_device(CPU);
+            match on {
+                On::Emulator(_) if exact && moment => {
+                    assert!(same_bits(&found, expected), "{name}");
+                }
+                _ => {
+                    let away = gap(&found, expected);
+                    assert!(away < 3e-7, "{name} is {away:.1e} away");
+                }
+            }
+        }
+    }
+    let climb = Adam { beta1: 0.8, beta2: 0.95, eps: 1e-6, maximize: true };
+    compare(on, AdamW::default(), true);
+    compare(on, AdamW(climb), true);
+    compare(on, Adam::default(), false);
+    compare(on, climb, false);
+}
+
+fn masks(on: On) {
+    let mode = |step| Mode::Train { seed: 7 + (9 << 32), step };
+    for n in [1, 15, 16, 17, 127, 128, 129, 4099] {
+        for (kind, step) in [(Kind::Float, 3), (Kind::BFloat16, 5 + (1 << 33))] {
+            let (found, expected) = on.both(|device| {
+                let x = leaf(&[n], kind, device);
+                let y = dropout(&x, 0.3, mode(step), (1 << 31) + 2);
+                weighed(&y).backward();
+                [y.detach(), x.grad()].map(|t| t.to_device(CPU))
+            });
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(same_bits(found, expected), "{n} {kind:?}");
+            }
+        }
+    }
+    // In an adapter: the mask is drawn again in backward.
+    for (x_kind, a_kind) in [
+        (Kind::Float, Kind::Float),
+        (Kind::BFloat16, Kind::Float),
+        (Kind::BFloat16, Kind::BFloat16),
+        (Kind::Float, Kind::BFloat16),
+    ] {
+        for p in [0., 0.4] {
+            let adapted = on.both(|device| {
+                let x = leaf(&[2, 5, 33], x_kind, device);
+                let w = numbers(&[6, 33], x_kind, device);
+                let [a, b] = [[4, 33], [6, 4]].map(|s| leaf(&s, a_kind, device));
+                let mut linear = Linear::dense(w, None);
+                let adapter =
+                    Adapter::new(a.shallow_clone(), b.shallow_clone(), 0.5);
+                linear.lora = Some(Adapter { dropout: p, place: 3, ..adapter });
+                let y = linear.forward(&x, mode(8)).expect("a layer");
+                weighed(&y).backward();
+                results([y.detach()], &[&x, &a, &b])
+            });
+            close(&format!("{x_kind:?} {a_kind:?} {p}"), &adapted);
+        }
+    }
+}
+
+const CASES: [(&str, fn(On)); 6] = [
+    ("rms_norm", norms),
+    ("rope", rotations),
+    ("swiglu", gates),
+    ("cross_entropy", losses),
+    ("adam", steps_of),
+    ("dropout", masks),
+];
+
+/// And each of them leaves no kernel of its file out.
+#[test]
+fn kernels_are_their_twins() {
+    for (name, case) in CASES {
+        on_the_host(case);
+        let source = downhill::cuda::SOURCES.iter().find(|s| s.name == name);
+        let all = crate::cuda_host::kernels(&source.expect(name).text());
+        assert!(!all.is_empty(), "{name}");
+        let run = have_run();
+        let not: Vec<_> = all.iter().filter(|k| !run.contains(*k)).collect();
+        assert!(not.is_empty(), "{not:?} of {name} have not run");
+    }
+}
+
+#[test]
+fn on_cuda_kernels_are_their_twins() {
+    for (_, case) in CASES {
+        on_a_card(case);
+    }
+}
+
+/// What the comparisons are worth: each fault makes one fail.
+#[test]
+fn faults_in_kernels_are_found() {
+    let faults: [(fn(On), [&str; 2]); 9] = [
+        // A barrier is missing; some threads only come to one.
+        (
+            norms,
+            [
+                "    __syncthreads();\n    if (t < half) part[t] +=",
+                "    if (t < half) part[t] +=",
+            ],
+        ),
+        (
+            norms,
+            [
+                "  __syncthreads();\n  float sum",
+                "  if (t < 3) __syncthreads();\n  float sum",
+            ],
+        ),
+        // Rounded once instead of twice; a row too far; a tail forgotten.
+        (norms, ["+ more[j]", "+ more[j] * 1.01f"]),
+        (norms, ["row < rows", "row < rows - 1"]),
+        (
+            gates,
+            ["if (i >= n) return;\n  float g", "if (i + 4 > n) return;\n  float g"],
+        ),
+        (rotations, ["float across = sign * s[j]", "float across = s[j]"]),
+        (losses, ["known ? -", "true ? -"]),
+        (
+            steps_of,
+            [
+                "__fadd_rn(__fmul_rn(m[j], beta1), __fmul_rn(rest1, g[j]))",
+                "__fmaf_rn(m[j], beta1, __fmul_rn(rest1, g[j]))",
+            ],
+        ),
+        (masks, ["round < 10", "round < 9"]),
+    ];
+    for (case, fault) in faults {
+        let emulator = Emulator { backwards: false, fault: Some(fault) };
+        let emulator = Box::leak(Box::new(emulator));
+        let run = AssertUnwindSafe(|| case(On::Emulator(emulator)));
+        assert!(catch_unwind(run).is_err(), "{fault:?} went unnoticed");
+    }
+}
