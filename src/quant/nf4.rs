@@ -1,6 +1,6 @@
 //! NF4, the 4-bit "normal float": 16 levels, one scale per block of weights. Here it
-//! is in libtorch operations, for any device; `kernels.rs` does the same on the CPU
-//! at the speed of memory, bit for bit.
+//! is in libtorch operations, for any device; `kernels.rs` on a CPU and
+//! `cuda/kernels/nf4.cu` on a card do the same at the speed of memory, bit for bit.
 use tch::{Kind, Tensor};
 
 /// The 16 levels: quantiles of the standard normal distribution scaled to [-1, 1],

@@ -22,7 +22,7 @@ pub fn install() -> Result<()> {
         println!("NVRTC is ready");
         return Ok(());
     }
-    println!("fetching NVRTC with pip: 86 MB, 114 MB unpacked");
+    println!("fetching NVRTC with pip: 90 MB, 114 MB unpacked");
     let partial = folder.join(format!("nvrtc.partial-{}", std::process::id()));
     let done = fetch(&partial, &folder.join(PLACE));
     fs::remove_dir_all(&partial).ok();
