@@ -1,6 +1,6 @@
 //! Dropout whose masks are a function of (seed, step, place): a resumed run draws the
 //! same ones, and a recomputed layer need not store its own.
-use crate::autograd::{Fill, filled};
+use crate::autograd::{Fill, filled, upload};
 use tch::Tensor;
 
 /// Whether a forward pass is part of training, and which step of it.
@@ -84,7 +84,7 @@ pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
         let kept = (1. / (1. - f64::from(below) / 65536.)) as f32;
         let mask = Mask { seed, step, place, below, kept };
         let flat = filled(x.numel(), PART, &mask);
-        flat.view_(x.size()).to_device(x.device()).to_kind(x.kind())
+        upload(&flat.view_(x.size()), x.device()).to_kind(x.kind())
     })
 }
 // ANCHOR_END: dropout

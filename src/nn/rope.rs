@@ -127,8 +127,10 @@ impl Rope {
         kind: Kind,
         device: Device,
     ) -> Rotation {
-        let omega =
-            Tensor::from_slice(&self.frequencies(head_dim)).to_device(device);
+        let omega = autograd::upload(
+            &Tensor::from_slice(&self.frequencies(head_dim)),
+            device,
+        );
         let angle = positions.to_kind(Kind::Float).view([-1, 1, 1]) * omega; // [N, 1, K/2]
         let angle = Tensor::cat(&[&angle, &angle], -1); // [N, 1, K]
         let (mut cos, mut sin) = (angle.cos(), angle.sin());

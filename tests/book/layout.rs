@@ -39,14 +39,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("device", &["autograd"]),
     ("autograd", &[]),
     ("checkpoint", &[]),
-    ("data", &[]),
+    ("data", &["autograd"]), // batches go to the GPU without waiting
     ("hub", &[]),
     ("schedule", &[]),
     ("error", &[]),
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 5] = [
+const UNSAFE: [&str; 6] = [
+    "src/device/driver.rs",
     "src/quant/product.rs",
     "src/autograd/",
     "src/checkpoint/mmap.rs",
