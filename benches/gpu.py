@@ -225,7 +225,7 @@ def peer(job):
         four = bnb.nn.Linear4bit(module.in_features, module.out_features,
                                  bias=module.bias is not None, compute_dtype=kind,
                                  compress_statistics=True, quant_type="nf4")
-        four.weight = bnb.nn.Params4bit(module.weight.data.cpu(), requires_grad=False,
+        four.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False,
                                         compress_statistics=True, quant_type="nf4")
         if module.bias is not None:
             four.bias = torch.nn.Parameter(module.bias.data, requires_grad=False)

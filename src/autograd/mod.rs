@@ -154,10 +154,16 @@ pub fn clear_grad(t: &Tensor) {
 pub fn upload(t: &Tensor, device: Device) -> Tensor {
     match device {
         Device::Cuda(_) => {
-            t.pin_memory(device).to_device_(device, t.kind(), true, false)
+            pinned(t, device).to_device_(device, t.kind(), true, false)
         }
         _ => t.to_device(device),
     }
+}
+
+/// A copy of `t` in host memory that stays in its place, from which a GPU can fetch it
+/// by itself. (Not `pin_memory`: given a device, it complains at every call.)
+pub fn pinned(t: &Tensor, device: Device) -> Tensor {
+    t.internal_pin_memory(device)
 }
 
 /// Loads a shared library beside libtorch (its CUDA half), before its first use.

@@ -4,6 +4,7 @@ use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
 use super::weights::Weights;
+use crate::autograd::pinned;
 use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
 use crate::nn::{Linear, Weight};
 use crate::quant::{Nf4Tensor, bnb};
@@ -72,6 +73,13 @@ impl Extra {
         };
         format!("multi-token prediction ({layers}, {passed} tensors) is not read")
     }
+}
+
+/// The largest tensor that is read into pinned memory, in bytes.
+const PINNED: usize = 256 << 20;
+
+fn bytes(t: &Tensor) -> usize {
+    t.numel() * t.kind().elt_size_in_bytes()
 }
 
 /// What the reading thread gives: tensors in the order in which they will be asked for.
@@ -176,13 +184,13 @@ impl<'a> FromDisk<'a> {
             threads.spawn(move || {
                 for name in names {
                     let t = checkpoint.tensor(&name);
-                    // Memory that stays in place: a GPU fetches it by itself.
-                    let t = match device {
-                        Device::Cuda(_) => {
-                            t.and_then(|t| Ok(t.f_pin_memory(device)?))
-                        }
+                    // From such memory a GPU fetches by itself. libtorch keeps what it
+                    // pinned, so none of it is large.
+                    let pin = |t: Tensor| match device {
+                        Device::Cuda(_) if bytes(&t) <= PINNED => pinned(&t, device),
                         _ => t,
                     };
+                    let t = t.map(pin);
                     if send.send((name, t)).is_err() {
                         break; // nobody waits any more
                     }

@@ -13,18 +13,23 @@ use crate::nn::Mode;
 use crate::optim::clip_grad_norm_late;
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
 /// Loss, and norm of the gradient before clipping.
 pub(super) enum Numbers {
     Known(f64, f64),
-    /// On their way into host memory: both, and behind them the number of the step,
-    /// which is there when they are.
-    Coming(Tensor, Tensor, i64),
+    /// On their way into host memory: both as a pair, and behind them the number of the
+    /// step as their stamp, which is there when they are.
+    Coming {
+        pair: Tensor,
+        stamp: Tensor,
+        step: i64,
+        home: Device,
+    },
 }
 
-/// How long to look for numbers before asking libtorch, which waits for everything
-/// and tells what went wrong.
+/// How long to look for numbers before libtorch is asked to wait: it tells as well what
+/// went wrong on the device.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Numbers {
@@ -36,18 +41,24 @@ impl Numbers {
             let norm = clip_grad_norm_late(params, max_norm, loss);
             let pair = Tensor::stack(&[loss.to_kind(Kind::Double), norm], 0);
             let stamp = Tensor::full(1, step, (Kind::Int64, loss.device()));
-            Self::Coming(fetched(&pair), fetched(&stamp), step)
+            let (pair, stamp) = (fetched(&pair), fetched(&stamp));
+            Self::Coming { pair, stamp, step, home: loss.device() }
         })
     }
 
     fn wait(&self) -> (f64, f64) {
-        let (pair, stamp, step) = match self {
+        let (pair, stamp, step, home) = match self {
             Self::Known(loss, norm) => return (*loss, *norm),
-            Self::Coming(pair, stamp, step) => (pair, stamp, *step),
+            Self::Coming { pair, stamp, step, home } => (pair, stamp, *step, home),
         };
         let began = Instant::now();
-        while stamp.int64_value(&[0]) != step && began.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_micros(50));
+        while stamp.int64_value(&[0]) != step {
+            match home {
+                Device::Cuda(i) if began.elapsed() > PATIENCE => {
+                    Cuda::synchronize(*i as i64);
+                }
+                _ => std::thread::sleep(Duration::from_micros(50)),
+            }
         }
         (pair.double_value(&[0]), pair.double_value(&[1]))
     }

@@ -39,6 +39,7 @@ mod parity_nf4;
 mod parity_optim;
 mod parity_train;
 mod quant;
+mod room;
 mod sampling;
 mod schedule;
 mod shapes;

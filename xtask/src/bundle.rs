@@ -4,6 +4,7 @@
 use crate::{setup, sh};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -76,6 +77,16 @@ fn make(folder: &Path, wheels: Option<&Path>) -> Result<()> {
             sh::check(sh::command(strip).arg(&to))?;
         }
     }
+    // Packed they are a third; `run.sh` unpacks them.
+    let packed = folder.join("bin.tar.gz");
+    sh::check(
+        sh::command("tar")
+            .arg("-czf")
+            .arg(&packed)
+            .arg("-C")
+            .args([folder.as_os_str(), OsStr::new("bin")]),
+    )?;
+    fs::remove_dir_all(&bin)?;
     for path in READ {
         let (from, to) = (sh::root().join(path), folder.join(path));
         if from.is_dir() {

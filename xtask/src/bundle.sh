@@ -24,6 +24,8 @@ END
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export PYTHONUNBUFFERED=1
 
+[ -d bin ] || tar -xzf bin.tar.gz
+
 # Tests look for their files, and for the command, where they were compiled.
 root=$(cat root.txt)
 if [ ! -e "$root" ]; then
