@@ -56,7 +56,7 @@ fn adapters(run: &Run) -> Vec<Tensor> {
     run.optimizer.params().iter().map(|p| p.tensor.detach().copy()).collect()
 }
 
-const GO: AtomicBool = AtomicBool::new(false);
+static GO: AtomicBool = AtomicBool::new(false);
 
 #[test]
 fn numbers_read_a_step_late_are_the_same_numbers() {

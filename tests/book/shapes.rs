@@ -4,6 +4,8 @@ use std::path::Path;
 
 #[test]
 fn shapes_have_the_published_numbers_of_parameters() {
+    let bounds = std::fs::read("chapters/figures/bench_gpu.json").unwrap();
+    let bounds: serde_json::Value = serde_json::from_slice(&bounds).unwrap();
     // By the model cards: 6.91, 1.78 and 15.7 billion.
     for (name, parameters) in [
         ("deepseek-7b", 6_910_365_696),
@@ -13,6 +15,12 @@ fn shapes_have_the_published_numbers_of_parameters() {
         let dir = Path::new("benches/shapes").join(name);
         let config = read_config(&dir).expect(name);
         assert_eq!(config.parameters().unwrap(), parameters, "{name}");
+        // What the page's bounds count: all but embedding, head, norms and routers.
+        let key = name.replace('.', "_");
+        let counted = bounds["bounds"][&key]["linear_weights"].as_i64().unwrap();
+        let ends = 2 * config.vocab_size * config.hidden_size;
+        let left = parameters - i128::from(counted + ends);
+        assert!((0..parameters / 1000).contains(&left), "{name}: {left}");
     }
 }
 
