@@ -164,7 +164,7 @@ def tests(binary, timeout):
     """The tests whose names have `cuda` in them."""
     if not binary:
         return {"skipped": "no test binary"}
-    status, lines, late = spoken([binary, "cuda", "--test-threads=1"], timeout)
+    status, lines, late = spoken([binary, "cuda", "--test-threads=1", "--show-output"], timeout)
     found = [re.search(r"(\d+) passed; (\d+) failed", line) for _, line in lines]
     found = [f for f in found if f]
     if not found:
@@ -337,7 +337,7 @@ def run(args):
               "versions": versions(), "settings": {"batch": BATCH, "lora_r": R,
               "target_modules": "all-linear", "lora_dropout": 0, "compute": "bf16"}}
     say = lambda *words: print(*words, file=sys.stderr, flush=True)
-    say("doctor:", *about["lines"][:2], sep="\n  ")
+    say("\n  ".join(["doctor:", *about["lines"][:2]]))
     result["tests"] = tests(args.tests, left(150))
     say("tests:", {k: v for k, v in result["tests"].items() if k != "output"})
     sizes = ["--sizes=64,32,64"] if args.dry_run else []
