@@ -37,7 +37,6 @@ fn finetune(settings: Settings) -> Result<ExitCode> {
         }
         eprintln!("\nstopping after this step (Ctrl-C again: at once)");
     })?;
-    downhill::device::quiet_when_out_of_memory();
     let say = &mut |line: &str| eprintln!("{line}");
     let base = Base::load(&settings, say)?;
     let before = answers(&settings, &base.model, &base.tokenizer, &base.eval)?;

@@ -1,5 +1,7 @@
 //! How much memory a device has, and how to tell that it ran out.
 use super::driver::Driver;
+use crate::{Error, Result};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tch::Device;
 
 /// Of one CUDA device.
@@ -37,6 +39,36 @@ const WORDS: [&str; 6] = [
 /// Whether a message of libtorch says that memory ran out.
 pub fn is_out_of_memory(text: &str) -> bool {
     WORDS.iter().any(|words| text.contains(words))
+}
+
+/// Runs `work`. Where libtorch had no memory for it, by an error or, as most calls of
+/// tch do, by a panic, that becomes [`Error::OutOfMemory`].
+///
+/// # Errors
+/// That, and what `work` returns.
+pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let text = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Err(e)) if is_out_of_memory(&e.to_string()) => e.to_string(),
+        Ok(done) => return done,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>();
+            match text.filter(|text| is_out_of_memory(text)) {
+                Some(text) => text.clone(),
+                None => resume_unwind(panic),
+            }
+        }
+    };
+    Err(Error::OutOfMemory(told(&text)))
+}
+
+/// What libtorch says of it, without the places in its sources.
+fn told(text: &str) -> String {
+    let begins = ["CUDA out of memory", "DefaultCPUAllocator", "CUDA error"];
+    let at = begins.iter().find_map(|b| text.find(b)).unwrap_or(0);
+    // Either message ends with a sentence of advice that is not for our settings.
+    let sentence: Vec<&str> = text[at..].split(". ").take(2).collect();
+    let line = sentence.join(". ");
+    line.lines().next().unwrap_or("").trim_end_matches(['.', '"', ')']).into()
 }
 
 /// From now on a panic says nothing if it is libtorch's way of telling that memory ran

@@ -5,7 +5,9 @@ mod driver;
 mod memory;
 
 pub use diagnose::{Facts, Library, Problem, libtorch};
-pub use memory::{DeviceMemory, is_out_of_memory, memory, quiet_when_out_of_memory};
+pub use memory::{
+    DeviceMemory, guarded, is_out_of_memory, memory, quiet_when_out_of_memory,
+};
 
 use crate::{Error, Result};
 use std::sync::OnceLock;

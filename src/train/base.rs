@@ -1,5 +1,4 @@
 //! The model and the rows of a run.
-use super::memory::guarded;
 use super::{Head, Rows, Settings, Switch, Task, saved_labels, state};
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions};
@@ -70,7 +69,7 @@ impl Base {
             device,
         };
         let cache = settings.quantized_cache.as_path();
-        let mut model = guarded(|| {
+        let mut model = device::guarded(|| {
             let mut model = models::load_cached(
                 &settings.model,
                 (cache != Path::new("off")).then_some(cache),

@@ -1,9 +1,10 @@
 //! The training loop.
 use super::late::{Book, Numbers, Taken};
 use super::loss::{blame_gradient, blame_loss, loss_of};
-use super::memory::{guarded, lower, resident};
+use super::memory::{lower, resident};
 use super::{Run, When, state};
 use crate::data::Batch;
+use crate::device::guarded;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm;
 use crate::{Error, Result};

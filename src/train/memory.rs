@@ -1,11 +1,8 @@
 //! Where the memory of a run goes, and what to do where it does not suffice.
 use super::{Settings, Switch};
-use crate::device::is_out_of_memory;
 use crate::models::Decoder;
 use crate::optim::{Optimizer, state_bytes};
 use crate::plot::{Bars, Figure};
-use crate::{Error, Result};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// Bytes by part. All are computed from the tensors but the rest, most of it
 /// activations, which is measured, on a CPU.
@@ -68,33 +65,6 @@ pub(super) fn resident() -> Option<usize> {
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     let kib: usize = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
-}
-
-/// Runs `work`. Where libtorch had no memory for it, by an error or, as most calls of
-/// tch do, by a panic, that becomes [`Error::OutOfMemory`].
-pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let text = match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Err(e)) if is_out_of_memory(&e.to_string()) => e.to_string(),
-        Ok(done) => return done,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>();
-            match text.filter(|text| is_out_of_memory(text)) {
-                Some(text) => text.clone(),
-                None => resume_unwind(panic),
-            }
-        }
-    };
-    Err(Error::OutOfMemory(told(&text)))
-}
-
-/// What libtorch says of it, without the places in its sources.
-fn told(text: &str) -> String {
-    let begins = ["CUDA out of memory", "DefaultCPUAllocator", "CUDA error"];
-    let at = begins.iter().find_map(|b| text.find(b)).unwrap_or(0);
-    // Either message ends with a sentence of advice that is not for our settings.
-    let sentence: Vec<&str> = text[at..].split(". ").take(2).collect();
-    let line = sentence.join(". ");
-    line.lines().next().unwrap_or("").trim_end_matches(['.', '"', ')']).into()
 }
 
 /// The settings that take less memory, with their values.

@@ -1,9 +1,9 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
-use super::memory::guarded;
 use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
 use crate::checkpoint::atomic;
 use crate::data::{Dataset, Grouping, Plan, Tokenizer};
+use crate::device::guarded;
 use crate::lora::{self, LoraConfig, TaskType};
 use crate::models::Decoder;
 use crate::optim::{Optimizer, Param};
