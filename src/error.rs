@@ -59,6 +59,9 @@ pub enum Error {
     /// The loss or a gradient stopped being a finite number.
     #[error("{0}")]
     NonFinite(String),
+    /// A device's memory ran out.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// libtorch refused an operation. Only the first line of its message is kept.
     #[error("libtorch: {}", first_line(.0))]
     Torch(#[from] tch::TchError),

@@ -64,14 +64,24 @@ pub fn generate(
         // ANCHOR: loop
         let mut cache = model.cache();
         let mut written = Vec::new();
-        let mut next = prompt.to_vec();
+        // The whole prompt in one pass; then a token at a time, which need not leave
+        // the device to be the next input.
+        let mut next = Tensor::from_slice(prompt).to_device(model.device());
         while written.len() < sampling.max_new_tokens {
-            let ids =
-                Tensor::from_slice(&next).unsqueeze(0).to_device(model.device());
+            let ids = next.unsqueeze(0);
             let hidden = model.hidden(&ids, Mode::Eval, Some(&mut cache))?; // (1, T, D)
             let logits = model.logits(&hidden.select(1, -1))?; // (1, V)
             let logits = logits.view([-1]).to_kind(Kind::Float);
-            let id = choose(&logits, sampling, written.len())?;
+            let (id, score) = choose(&logits, sampling, written.len())?;
+            // All that the host waits for.
+            let pair = Tensor::cat(&[id.to_kind(Kind::Double), score], 0);
+            let pair = Vec::<f64>::try_from(pair)?;
+            if !pair[1].is_finite() {
+                let what = "the model's scores are not finite; are its weights?";
+                return Err(Error::NonFinite(what.into()));
+            }
+            next = id;
+            let id = pair[0] as i64;
             if stop.contains(&id) {
                 break;
             }
@@ -79,50 +89,36 @@ pub fn generate(
             if see(id)?.is_break() {
                 break;
             }
-            next = vec![id];
         }
         Ok(written)
         // ANCHOR_END: loop
     })
 }
 
-/// The next token from its scores [V].
-fn choose(logits: &Tensor, s: &Sampling, position: usize) -> Result<i64> {
+/// The next token from its scores [V], and a number that is finite if they are: both
+/// [1], where the scores are.
+fn choose(
+    logits: &Tensor,
+    s: &Sampling,
+    position: usize,
+) -> Result<(Tensor, Tensor)> {
     if s.temperature == 0. {
-        let id = logits.argmax(0, false).int64_value(&[]);
-        if !logits.double_value(&[id]).is_finite() {
-            return Err(not_finite());
-        }
-        return Ok(id);
+        let id = logits.f_argmax(0, true)?;
+        let score = logits.f_index_select(0, &id)?;
+        return Ok((id, score.to_kind(Kind::Double)));
     }
     // ANCHOR: nucleus
     let p = (logits.to_kind(Kind::Double) / s.temperature).softmax(0, Kind::Double);
-    let (p, order) = p.sort(0, true);
-    let p = Vec::<f64>::try_from(p.to_device(tch::Device::Cpu))?;
-    if !p.iter().all(|p| p.is_finite()) {
-        return Err(not_finite());
-    }
+    let (p, order) = p.f_sort(0, true)?;
     // The nucleus: as many of the likeliest as it takes to reach top_p, at least one.
-    let mut mass = 0.;
-    let within = |p: &&f64| {
-        let open = mass < s.top_p;
-        mass += **p;
-        open
-    };
-    let nucleus: Vec<f64> = p.iter().take_while(within).copied().collect();
+    let within = (p.f_cumsum(0, Kind::Double)? - &p).lt(s.top_p);
     // ANCHOR_END: nucleus
+    let mass = (&p * &within).f_cumsum(0, Kind::Double)?;
     let key = [s.seed as u32, (s.seed >> 32) as u32];
     let word = philox([position as u32, 0, 0, 3], key)[0];
-    let mut left =
-        (f64::from(word) + 0.5) / 2f64.powi(32) * nucleus.iter().sum::<f64>();
-    let drawn = nucleus.iter().position(|p| {
-        left -= p;
-        left <= 0.
-    });
-    let rank = drawn.unwrap_or(nucleus.len() - 1);
-    Ok(order.int64_value(&[rank as i64]))
-}
-
-fn not_finite() -> Error {
-    Error::NonFinite("the model's scores are not finite; are its weights?".into())
+    let drawn = (f64::from(word) + 0.5) / 2f64.powi(32);
+    let below = mass.lt_tensor(&(mass.narrow(0, -1, 1) * drawn)).sum(Kind::Int64);
+    let last = (within.sum(Kind::Int64) - 1).clamp_min(0);
+    let rank = below.minimum(&last).view([1]);
+    Ok((order.f_index_select(0, &rank)?, p.sum(Kind::Double).view([1])))
 }

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 use std::ffi::{CStr, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 /// The gradients that reach a node, one per output, or that it returns, one per
 /// input. `None` where there is none: an unused output, a constant input.
@@ -91,15 +91,37 @@ pub fn checkpoint(
     inputs: &[&Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
 ) -> Result<Tensor> {
+    checkpoint_kept(inputs, false, f)
+}
+
+/// As [`checkpoint`]. With `offload` the first input waits for backward in host memory,
+/// so that the device holds nothing of this layer meanwhile; both copies run beside
+/// the host.
+///
+/// # Errors
+/// As [`custom`].
+pub fn checkpoint_kept(
+    inputs: &[&Tensor],
+    offload: bool,
+    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
+) -> Result<Tensor> {
     let wanted: Vec<bool> = inputs.iter().map(|x| x.requires_grad()).collect();
-    let kept: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
+    let mut kept: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
     // Leaves of the recomputed graph: same storage, no history.
     let leaves = move |kept: &[Tensor]| -> Vec<Tensor> {
         let leaf = |(x, w): (&Tensor, &bool)| x.detach().set_requires_grad(*w);
         kept.iter().zip(&wanted).map(leaf).collect()
     };
     let first = leaves(&kept);
-    let recompute = move |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+    let home = kept.first().map_or(Device::Cpu, Tensor::device);
+    if offload && let Some(x) = kept.first_mut() {
+        let host = |x: &Tensor| x.to_device_(Device::Cpu, x.kind(), true, true);
+        *x = no_grad(|| host(x));
+    }
+    let mut recompute = move |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+        if offload && let Some(x) = kept.first_mut() {
+            *x = upload(x, home);
+        }
         let xs = leaves(&kept);
         (tch::with_grad(|| f(&xs)), xs)
     };
@@ -131,6 +153,24 @@ pub fn checkpoint(
 /// call. Until the next backward the optimizers pass over it.
 pub fn clear_grad(t: &Tensor) {
     ffi::clear_grad(t);
+}
+
+/// `t`, in host memory, on `device`. A GPU fetches it by itself, from a copy that the
+/// system may not move, while the host goes on: a plain copy would wait for all that
+/// the GPU still has to do.
+pub fn upload(t: &Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cuda(_) => {
+            pinned(t, device).to_device_(device, t.kind(), true, false)
+        }
+        _ => t.to_device(device),
+    }
+}
+
+/// A copy of `t` in host memory that stays in its place, from which a GPU can fetch it
+/// by itself. (Not `pin_memory`: given a device, it complains at every call.)
+pub fn pinned(t: &Tensor, device: Device) -> Tensor {
+    t.internal_pin_memory(device)
 }
 
 /// Loads a shared library beside libtorch (its CUDA half), before its first use.

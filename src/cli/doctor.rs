@@ -39,16 +39,24 @@ impl Doctor {
 }
 
 fn examine(args: &Doctor) -> Result<ExitCode> {
-    let on_cuda = match device::load_cuda() {
-        Ok(()) => {
-            println!("device      CUDA, {} of them", tch::Cuda::device_count());
-            true
-        }
-        Err(why) => {
-            println!("device      CPU, not CUDA: {why}");
-            false
-        }
-    };
+    let problem = device::problem();
+    match &problem {
+        None => println!("device      CUDA, {} of them", tch::Cuda::device_count()),
+        Some(why) => println!("device      CPU, not CUDA: {why}"),
+    }
+    let on_cuda = problem.is_none();
+    let cards: Vec<_> = (0..tch::Cuda::device_count().max(0) as usize)
+        .filter_map(|i| Some((i, device::memory(Device::Cuda(i))?)))
+        .filter(|_| on_cuda)
+        .collect();
+    for (i, m) in &cards {
+        println!(
+            "cuda:{i}      {}, {} GiB, {} GiB free",
+            m.name,
+            gib(m.total),
+            gib(m.free)
+        );
+    }
     println!("libtorch    {}", libtorch());
     println!("tch         {TCH}");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -61,8 +69,10 @@ fn examine(args: &Doctor) -> Result<ExitCode> {
     let dir = super::resolve(model)?;
     let survey = models::survey(&dir)?;
     let device = if on_cuda { Device::Cuda(0) } else { Device::Cpu };
-    // What is free on a GPU, tch cannot tell.
-    let free = memory.filter(|_| !on_cuda).map(|m| m.1);
+    let free = match on_cuda {
+        true => cards.first().map(|(_, m)| m.free),
+        false => memory.map(|m| m.1),
+    };
     println!();
     describe(&dir, &survey);
     plan(&survey, args.lora_r, device, free);
@@ -177,19 +187,9 @@ fn memory() -> Option<(u64, u64)> {
 
 /// Version and place of the libtorch that this process has loaded.
 fn libtorch() -> String {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let path = maps.lines().find_map(|l| {
-        l.split_whitespace().last().filter(|p| p.contains("libtorch_cpu"))
-    });
-    let Some(path) = path.map(Path::new) else {
+    let Some((dir, version)) = device::libtorch() else {
         return "loaded from nowhere known".into();
     };
-    // A Python package has version.py beside its lib folder, a zip build-version.
-    let root = path.parent().and_then(Path::parent).unwrap_or(path);
-    let package = fs::read_to_string(root.join("version.py")).unwrap_or_default();
-    let quoted = package.lines().find_map(|l| l.strip_prefix("__version__ = "));
-    let zip = fs::read_to_string(root.join("build-version")).ok();
-    let version = quoted.map(|v| v.trim_matches(['\'', '"']).to_string());
-    let version = version.or(zip.map(|v| v.trim().to_string()));
-    format!("{} in {}", version.as_deref().unwrap_or("unknown"), root.display())
+    let version = if version.is_empty() { "unknown" } else { &version };
+    format!("{version} in {}", dir.parent().unwrap_or(&dir).display())
 }

@@ -12,6 +12,7 @@ mod quantize;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use downhill::device;
 use downhill::hub::Hub;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,13 @@ pub fn run() -> Result<ExitCode> {
         Ok(matches) => Cli::from_arg_matches(&matches)?,
         Err(e) => e.exit(),
     };
-    match cli.command {
+    // What has no better word for it: a call of tch panics.
+    device::quiet_when_out_of_memory();
+    device::guarded(|| Ok(run_one(cli.command)))?
+}
+
+fn run_one(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Finetune(c) => c.run(),
         Command::Evaluate(c) => c.run(),
         Command::Preview(c) => c.run(),

@@ -1,5 +1,6 @@
 //! Rows end to end in one tensor, and the order in which an epoch takes them.
 use super::{Example, IGNORED};
+use crate::autograd::upload;
 use tch::{Device, Tensor};
 
 /// A few rows, end to end. None is padded: rows of unequal length cost what their
@@ -54,12 +55,12 @@ impl Batch {
         self.targets.numel() as i64
     }
 
-    /// The same batch on `device`.
+    /// The same batch on `device`, which may still be fetching it.
     pub fn to(&self, device: Device) -> Self {
         Self {
-            ids: self.ids.to_device(device),
-            learned: self.learned.to_device(device),
-            targets: self.targets.to_device(device),
+            ids: upload(&self.ids, device),
+            learned: upload(&self.learned, device),
+            targets: upload(&self.targets, device),
             lengths: self.lengths.clone(),
             lines: self.lines.clone(),
         }

@@ -16,6 +16,8 @@ pub struct Decoder {
     pub config: DecoderConfig,
     /// Recompute each block in backward instead of keeping its inner results.
     pub checkpointing: bool,
+    /// With it: keep each block's input in host memory until then.
+    pub offload: bool,
     /// What a user should know of how it was read, a sentence each.
     pub notes: Vec<String>,
     embed: Tensor, // (V, D)
@@ -40,9 +42,17 @@ impl Decoder {
             false => w.tensor("lm_head.weight", &vocabulary)?,
         };
         let rates = config.dropout;
-        let (checkpointing, notes) = (false, vec![]);
-        let mut decoder =
-            Self { config, checkpointing, notes, embed, blocks, norm, head };
+        let (checkpointing, offload, notes) = (false, false, vec![]);
+        let mut decoder = Self {
+            config,
+            checkpointing,
+            offload,
+            notes,
+            embed,
+            blocks,
+            norm,
+            head,
+        };
         decoder.set_dropout(rates);
         Ok(decoder)
     }
@@ -60,6 +70,18 @@ impl Decoder {
     /// biases 0, as transformers starts one. The same seed gives the same model.
     pub fn random(config: DecoderConfig, seed: u64) -> Result<Self> {
         Self::new(config, &mut Random { seed, std: 0.02 })
+    }
+
+    /// Dequantizes the linears of the blocks once and for all, where there is memory
+    /// for that: products with them are what they were, and no step dequantizes them
+    /// again.
+    pub fn hold_dequantized(&mut self) {
+        let kind = self.kind();
+        for (_, linear) in self.linears_mut() {
+            if let Weight::Nf4(q) = &linear.weight {
+                linear.weight = Weight::Dense(q.dequantize(kind));
+            }
+        }
     }
 
     /// Kind in which the model computes.
@@ -112,7 +134,8 @@ impl Decoder {
         let start = cache.as_ref().map_or(0, |c| c.len());
         let device = self.device();
         let rows = Rows::new(lengths, device);
-        let positions = Tensor::from_slice(&rows.positions(start)).to_device(device);
+        let positions = Tensor::from_slice(&rows.positions(start));
+        let positions = autograd::upload(&positions, device);
         let rope = &self.config.rope;
         let kind = match &self.config.latent {
             Some(latent) if latent.turned_in_f32 => Kind::Float,
@@ -131,7 +154,7 @@ impl Decoder {
             let mut normed =
                 |x: &Tensor| see(&format!("{at}.post_attention_layernorm"), x);
             x = match self.checkpointing && mode != Mode::Eval {
-                true => recomputed(block, &x, geometry, mode)?,
+                true => recomputed(block, &x, geometry, mode, self.offload)?,
                 false => block.forward(&x, geometry, layer, mode, &mut normed)?,
             };
             see(&at, &x);
@@ -220,6 +243,7 @@ fn recomputed(
     x: &Tensor,
     (rows, rotation): (&Rows, &Rotation),
     mode: Mode,
+    offload: bool,
 ) -> Result<Tensor> {
     let block = block.shallow_clone();
     let adapters = block.linears().filter_map(|(_, l)| l.lora.as_ref());
@@ -228,7 +252,7 @@ fn recomputed(
         .collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&adapters).collect();
     let (rows, rotation) = (rows.shallow_clone(), rotation.shallow_clone());
-    autograd::checkpoint(&inputs, move |leaves| {
+    autograd::checkpoint_kept(&inputs, offload, move |leaves| {
         let mut block = block.shallow_clone();
         let mut leaves = leaves.iter().map(Tensor::shallow_clone);
         let x = leaves.next().unwrap_or_else(Tensor::new);

@@ -4,6 +4,7 @@ use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
 use super::weights::Weights;
+use crate::autograd::pinned;
 use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
 use crate::nn::{Linear, Weight};
 use crate::quant::{Nf4Tensor, bnb};
@@ -11,6 +12,7 @@ use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
 use tch::{Device, Kind, Tensor};
 
 /// How to hold the weights.
@@ -31,7 +33,7 @@ pub struct LoadOptions {
 }
 
 /// Reads the checkpoint in `dir`. At no time is more in memory than the finished part
-/// of the model and two copies of one tensor.
+/// of the model, two copies of one tensor, and the tensor after it.
 ///
 /// # Errors
 /// As [`read_config`] and [`Checkpoint::open`]; a tensor that is missing, that the
@@ -73,6 +75,31 @@ impl Extra {
     }
 }
 
+/// The largest tensor that is read into pinned memory, in bytes.
+const PINNED: usize = 256 << 20;
+
+fn bytes(t: &Tensor) -> usize {
+    t.numel() * t.kind().elt_size_in_bytes()
+}
+
+/// What the reading thread gives: tensors in the order in which they will be asked for.
+struct Ahead {
+    queue: Receiver<(String, Result<Tensor>)>,
+    /// The first one, if it has come and was not what was asked for.
+    next: Option<(String, Result<Tensor>)>,
+}
+
+impl Ahead {
+    /// The tensor `name`, if it is the next one.
+    fn take(&mut self, name: &str) -> Option<Result<Tensor>> {
+        if self.next.is_none() {
+            self.next = self.queue.recv().ok();
+        }
+        let next = self.next.take_if(|(next, _)| next == name);
+        next.map(|(_, t)| t)
+    }
+}
+
 /// Reads a checkpoint, and may write what it reads to another.
 pub(super) struct FromDisk<'a> {
     checkpoint: &'a Checkpoint,
@@ -89,6 +116,7 @@ pub(super) struct FromDisk<'a> {
     pub(super) failed: Option<Error>,
     /// Off, the model is stood in for by tensors without memory: for the copy alone.
     pub(super) keep: bool,
+    ahead: Option<Ahead>,
     _frees: PromptFrees,
 }
 
@@ -113,6 +141,7 @@ impl<'a> FromDisk<'a> {
             copy: None,
             failed: None,
             keep: true,
+            ahead: None,
             _frees: PromptFrees::new(),
         })
     }
@@ -122,7 +151,7 @@ impl<'a> FromDisk<'a> {
         let checkpoint = self.checkpoint;
         let passed = checkpoint.names().filter(|name| extra.holds(name)).count();
         self.total -= passed;
-        let mut model = tch::no_grad(|| Decoder::new(config, self))?;
+        let mut model = self.built(config)?;
         if passed > 0 {
             model.notes.push(extra.note(passed));
         }
@@ -143,9 +172,41 @@ impl<'a> FromDisk<'a> {
         }
     }
 
+    /// The model, while a thread reads one tensor ahead: what the disk and the copy
+    /// into host memory take passes beside quantizing and what the device does.
+    fn built(&mut self, config: DecoderConfig) -> Result<Decoder> {
+        let (checkpoint, device) = (self.checkpoint, self.options.device);
+        let mut names = config.tensor_names()?;
+        names.retain(|name| checkpoint.contains(name) && !checkpoint.is_fp8(name));
+        std::thread::scope(|threads| {
+            // Without room: whoever has read a tensor waits until it is wanted.
+            let (send, ahead) = sync_channel(0);
+            threads.spawn(move || {
+                for name in names {
+                    let t = checkpoint.tensor(&name);
+                    // From such memory a GPU fetches by itself. libtorch keeps what it
+                    // pinned, so none of it is large.
+                    let pin = |t: Tensor| match device {
+                        Device::Cuda(_) if bytes(&t) <= PINNED => pinned(&t, device),
+                        _ => t,
+                    };
+                    let t = t.map(pin);
+                    if send.send((name, t)).is_err() {
+                        break; // nobody waits any more
+                    }
+                }
+            });
+            self.ahead = Some(Ahead { queue: ahead, next: None });
+            let model = tch::no_grad(|| Decoder::new(config, self));
+            self.ahead = None;
+            model
+        })
+    }
+
     /// One tensor as the file has it.
     fn take(&mut self, name: &str) -> Result<Tensor> {
-        let t = self.checkpoint.tensor(name)?;
+        let ahead = self.ahead.as_mut().and_then(|ahead| ahead.take(name));
+        let t = ahead.unwrap_or_else(|| self.checkpoint.tensor(name))?;
         self.seen(name);
         Ok(t)
     }

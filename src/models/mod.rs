@@ -1,6 +1,7 @@
 //! Decoder models: one block stack, and a small file per family that reads its real
 //! `config.json` and names its tensors.
 
+mod activations;
 mod block;
 mod cache;
 mod config;

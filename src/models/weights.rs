@@ -63,7 +63,28 @@ impl Weights for Counted {
     }
 }
 
+/// The names that are asked for, in order.
+struct Listed(Vec<String>);
+
+impl Weights for Listed {
+    fn tensor(&mut self, name: &str, _: &[i64]) -> Result<Tensor> {
+        self.0.push(name.into());
+        Ok(Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)))
+    }
+}
+
 impl DecoderConfig {
+    /// The tensors that a model of this shape is built from, in the order in which it
+    /// asks for them.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn tensor_names(&self) -> Result<Vec<String>> {
+        let mut names = Listed(vec![]);
+        Decoder::new(self.clone(), &mut names)?;
+        Ok(names.0)
+    }
+
     /// Numbers in the checkpoint of a model of this shape, without building it.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Dropout whose masks are a function of (seed, step, place): a resumed run draws the
 //! same ones, and a recomputed layer need not store its own.
 use crate::Result;
-use crate::autograd::{Fill, custom, filled};
+use crate::autograd::{Fill, custom, filled, upload};
 use crate::cuda::{self, Kernels, Mask};
 use tch::{Kind, Tensor};
 
@@ -85,7 +85,7 @@ pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
 pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
     mask(p, mode, place).map(|mask| {
         let flat = filled(x.numel(), PART, &mask);
-        flat.view_(x.size()).to_device(x.device()).to_kind(x.kind())
+        upload(&flat.view_(x.size()), x.device()).to_kind(x.kind())
     })
 }
 

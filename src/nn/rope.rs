@@ -196,7 +196,7 @@ impl Rope {
             false => 0,
         };
         let omega = self.frequencies(head_dim, length);
-        let omega = Tensor::from_slice(&omega).to_device(device);
+        let omega = autograd::upload(&Tensor::from_slice(&omega), device);
         let angle = positions.to_kind(Kind::Float).view([-1, 1, 1]) * omega; // [N, 1, K/2]
         let angle = Tensor::cat(&[&angle, &angle], -1); // [N, 1, K]
         let stretched = |t: Tensor| (t * self.scaling.stretch()).to_kind(kind);

@@ -22,7 +22,7 @@ impl Rows {
         let slots = lengths.iter().any(|&t| t < longest).then(|| {
             let row = |(b, &t): (i64, &i64)| b * longest..b * longest + t;
             let slots: Vec<i64> = (0..).zip(lengths).flat_map(row).collect();
-            Tensor::from_slice(&slots).to_device(device)
+            autograd::upload(&Tensor::from_slice(&slots), device)
         });
         Self { lengths: lengths.to_vec(), slots }
     }

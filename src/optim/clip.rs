@@ -30,6 +30,30 @@ pub fn clip_grad_norm(params: &[Param], max: f64) -> f64 {
 }
 // ANCHOR_END: norm
 
+/// As [`clip_grad_norm`], on the device alone: the norm is a tensor `[]` of f64 there,
+/// which nobody has waited for.
+///
+/// Where the norm or `loss` is not finite all gradients become zero, so that a step
+/// taken before anyone has read that moves nothing but by its momentum.
+pub fn clip_grad_norm_late(params: &[Param], max: f64, loss: &Tensor) -> Tensor {
+    no_grad(|| {
+        let grads = gradients(params);
+        if grads.is_empty() {
+            return Tensor::zeros([], (Kind::Double, loss.device()));
+        }
+        let norms: Vec<Tensor> =
+            grads.iter().map(|g| g.norm().to_kind(Kind::Double)).collect();
+        let norm = Tensor::stack(&norms, 0).norm();
+        let spoilt = (&norm + loss).isfinite().logical_not();
+        let scale = (max / (&norm + 1e-6)).clamp_max(1.);
+        for mut g in grads {
+            g *= &scale;
+            let _ = g.masked_fill_(&spoilt, 0.);
+        }
+        norm
+    })
+}
+
 /// Cuts every element of every gradient to `[−max, max]`. This turns the gradient:
 /// large elements lose, small ones do not.
 ///

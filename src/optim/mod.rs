@@ -17,7 +17,9 @@ mod sgd;
 
 pub use adagrad::Adagrad;
 pub use adam::{Adam, AdamW, AmsGrad};
-pub use clip::{clip_grad_adaptive, clip_grad_norm, clip_grad_value};
+pub use clip::{
+    clip_grad_adaptive, clip_grad_norm, clip_grad_norm_late, clip_grad_value,
+};
 pub use rmsprop::RmsProp;
 pub use sgd::Sgd;
 

@@ -70,19 +70,27 @@ impl Base {
             device,
         };
         let cache = settings.quantized_cache.as_path();
-        let mut model = models::load_cached(
-            &settings.model,
-            (cache != Path::new("off")).then_some(cache),
-            &options,
-            say,
-            &mut |_, _| (),
-        )?;
+        let mut model = device::guarded(|| {
+            let mut model = models::load_cached(
+                &settings.model,
+                (cache != Path::new("off")).then_some(cache),
+                &options,
+                say,
+                &mut |_, _| (),
+            )?;
+            if settings.cache_dequant {
+                model.hold_dequantized();
+            }
+            Ok(model)
+        })
+        .map_err(|e| too_large(settings, e))?;
         for note in &model.notes {
             say(&format!("{}: {note}", settings.model.display()));
         }
+        model.offload = settings.gradient_checkpointing == Switch::Offload;
         model.checkpointing = match settings.gradient_checkpointing {
-            Switch::Auto => device.is_cuda(),
-            Switch::True => true,
+            Switch::Auto => recompute(settings, &model, say)?,
+            Switch::True | Switch::Offload => true,
             Switch::False => false,
         };
         let what = if settings.load_in_4bit { "NF4" } else { "unquantized" };
@@ -98,6 +106,49 @@ impl Base {
         ));
         Ok(Self { model, head, tokenizer, train, eval })
     }
+}
+
+/// What to say where a model has no room.
+fn too_large(settings: &Settings, e: Error) -> Error {
+    let Error::OutOfMemory(what) = e else { return e };
+    let help = match (settings.cache_dequant, settings.load_in_4bit) {
+        (true, _) => "leave --cache-dequant out",
+        (_, false) => "hold it in 4 bits: --load-in-4bit true",
+        _ => "a smaller checkpoint, or a device with more free memory (--device)",
+    };
+    let model = settings.model.display();
+    let doctor = format!("`downhill doctor --model {model}` says what it takes");
+    Error::OutOfMemory(format!("loading {model}: {what}. Try {help}; {doctor}"))
+}
+
+/// Whether to recompute the blocks, where nobody said: on a GPU, unless what they would
+/// keep fits into what is free beside the adapters.
+fn recompute(
+    settings: &Settings,
+    model: &Decoder,
+    say: &mut dyn FnMut(&str),
+) -> Result<bool> {
+    let Some(memory) = device::memory(model.device()) else {
+        return Ok(model.device().is_cuda());
+    };
+    let tokens = settings.per_device_train_batch_size * settings.max_length;
+    let targets: Vec<&str> =
+        settings.target_modules.iter().map(String::as_str).collect();
+    let survey = models::survey(&settings.model)?;
+    // Itself, its gradient and two averages, in f32.
+    let trained = 16 * survey.adapter_parameters(settings.lora_r, &targets);
+    let kept = model.config.activation_bytes(tokens as u64, model.kind());
+    let (needed, free) = (kept + trained, memory.free / 10 * 9);
+    let gib = |n: u64| n as f64 / f64::from(1 << 30);
+    let again = needed > free;
+    say(&format!(
+        "gradient checkpointing {}: without, {tokens} tokens keep up to {:.1} GiB, and \
+         {:.1} are free",
+        if again { "on" } else { "off" },
+        gib(kept),
+        gib(memory.free)
+    ));
+    Ok(again)
 }
 
 /// A folder, said in words if it is not.

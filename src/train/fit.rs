@@ -1,14 +1,16 @@
 //! The training loop.
+use super::late::{Book, Numbers, Taken};
 use super::loss::{blame_gradient, blame_loss, loss_of};
-use super::memory::resident;
-use super::{Run, StepLog, When, state};
+use super::memory::{lower, resident};
+use super::{Run, When, state};
 use crate::data::Batch;
+use crate::device::guarded;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tch::{Kind, Tensor};
 
 /// How a run ended.
@@ -25,10 +27,11 @@ pub enum Outcome {
 /// `stop` becomes true.
 ///
 /// # Errors
-/// A loss or gradient that is not finite, with step, rows and layer; the state before
-/// that step is saved first. What evaluating, saving and logging return.
+/// A loss or gradient that is not finite, with step, rows and layer; memory that ran
+/// out. The state before that step is saved first. What evaluating, saving and logging
+/// return.
 pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
-    let mut window = run.window;
+    let mut book = Book::new(run.window);
     // On a GPU what the process holds says nothing of activations.
     let before = (!run.model.device().is_cuda()).then(resident).flatten();
     let measured = run.settings.eval_strategy != When::No;
@@ -39,83 +42,110 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         run.log.say(&format!("before  eval {found}"));
         run.before = found.json();
     }
-    let mut busy = Duration::ZERO;
     let max_norm = match run.settings.max_grad_norm {
         0. => f64::INFINITY,
         max => max,
     };
+    book.clock = Instant::now();
     while run.step < run.total {
-        let began = Instant::now();
         // ANCHOR: step
         let lr = run.schedule.lr(run.step);
         let batches = match micro_batches(run) {
             Ok(batches) => batches,
-            Err(row) => return Err(stopped_by(run, window, row)),
+            Err(row) => return Err(stopped_by(run, &mut book, row)),
         };
         // None where streamed rows turn out to have no token to learn: no batch, no
         // gradient, and nothing moves.
         let learned: i64 = batches.iter().map(|(b, _)| b.supervised()).sum();
 
-        run.optimizer.zero_grad();
-        let mut loss = Tensor::zeros([], (Kind::Float, run.model.device()));
-        for (batch, mode) in &batches {
-            let part = loss_of(&run.model, run.head.as_ref(), batch, *mode)?;
-            let part = part / learned as f64;
-            let grown = resident().zip(before).map(|(n, b)| n.saturating_sub(b));
-            run.grown = run.grown.max(grown);
-            part.f_backward()?;
-            loss += part.detach();
-        }
-        let loss = loss.double_value(&[]);
-        if !loss.is_finite() {
-            let why =
-                blame_loss(&run.model, run.head.as_ref(), &batches, run.step + 1);
-            return Err(stopped_by(run, window, why));
-        }
-        let grad_norm = clip_grad_norm(run.optimizer.params(), max_norm);
-        if !grad_norm.is_finite() {
-            let why = blame_gradient(run.optimizer.params(), &batches, run.step + 1);
-            return Err(stopped_by(run, window, why));
-        }
-        run.optimizer.step(lr);
+        let loss = guarded(|| gradients(run, &batches, learned, before));
+        // What a GPU found in the step before, now that it has this one to do.
+        book.settle(run)?;
+        let loss = loss.map_err(|why| stopped_by(run, &mut book, why))?;
+        let numbers = match run.late {
+            true => Numbers::coming(run, &loss, max_norm),
+            false => match clipped(run, &batches, &loss, max_norm) {
+                Ok((loss, norm)) => Numbers::Known(loss, norm),
+                Err(why) => return Err(stopped_by(run, &mut book, why)),
+            },
+        };
+        guarded(|| {
+            run.optimizer.step(lr);
+            Ok(())
+        })
+        .map_err(|why| half_stepped(run, why))?;
         run.step += 1;
+        let (step, epoch) = (run.step, run.epoch());
+        book.open = Some(Taken { step, epoch, lr, numbers, batches });
         // ANCHOR_END: step
 
-        busy += began.elapsed();
-        window.loss += loss;
-        window.steps += i64::from(learned > 0);
-        window.tokens += batches.iter().map(|(b, _)| b.tokens()).sum::<i64>();
-        if run.step % run.settings.logging_steps == 0 || run.step == run.total {
-            let entry = StepLog {
-                step: run.step,
-                epoch: run.epoch(),
-                loss: window.loss / window.steps.max(1) as f64,
-                grad_norm,
-                learning_rate: lr,
-                tokens_per_second: window.tokens as f64 / busy.as_secs_f64(),
-            };
-            run.log.step(&entry, run.total)?;
-            (window, busy) = (Window::default(), Duration::ZERO);
-        }
-        if due(run, run.settings.eval_strategy, run.settings.eval_steps)
-            && let Some(found) = run.evaluate()?
-        {
-            run.log.eval(run.step, run.epoch(), &found)?;
-            run.after = Some(found).filter(|_| run.step == run.total);
-        }
-        let stopping = stop.load(Ordering::Relaxed) && run.step < run.total;
+        let evaluating =
+            due(run, run.settings.eval_strategy, run.settings.eval_steps);
         let saving = due(run, run.settings.save_strategy, run.settings.save_steps);
+        let stopping = stop.load(Ordering::Relaxed) && run.step < run.total;
+        let last = run.step == run.total;
+        if !run.late || evaluating || saving || stopping || last {
+            book.settle(run)?;
+        }
+        if evaluating && let Some(found) = run.evaluate()? {
+            run.log.eval(run.step, run.epoch(), &found)?;
+            run.after = Some(found).filter(|_| last);
+        }
         if saving || stopping {
-            let dir = save(run, window)?;
+            let dir = save(run, book.window)?;
             if stopping {
                 return Ok(Outcome::Stopped(run.step, dir));
             }
+        }
+        if book.open.is_none() {
+            book.clock = Instant::now();
         }
     }
     if measured && run.after.is_none() {
         run.after = run.evaluate()?;
     }
     Ok(Outcome::Finished)
+}
+
+// ANCHOR: gradients
+/// The loss of a step, and through it the gradients of its parameters.
+fn gradients(
+    run: &mut Run,
+    batches: &[(Batch, Mode)],
+    learned: i64,
+    before: Option<usize>,
+) -> Result<Tensor> {
+    run.optimizer.zero_grad();
+    let mut loss = Tensor::zeros([], (Kind::Float, run.model.device()));
+    for (batch, mode) in batches {
+        let part = loss_of(&run.model, run.head.as_ref(), batch, *mode)?;
+        let part = part / learned as f64;
+        let grown = before.zip(resident()).map(|(b, n)| n.saturating_sub(b));
+        run.grown = run.grown.max(grown);
+        part.f_backward()?;
+        loss += part.detach();
+    }
+    Ok(loss)
+}
+// ANCHOR_END: gradients
+
+/// Clips the gradients; loss and norm, or why they cannot be used.
+fn clipped(
+    run: &Run,
+    batches: &[(Batch, Mode)],
+    loss: &Tensor,
+    max_norm: f64,
+) -> Result<(f64, f64)> {
+    let loss = loss.double_value(&[]);
+    if !loss.is_finite() {
+        let (model, head) = (&run.model, run.head.as_ref());
+        return Err(blame_loss(model, head, batches, run.step + 1));
+    }
+    let norm = clip_grad_norm(run.optimizer.params(), max_norm);
+    match norm.is_finite() {
+        true => Ok((loss, norm)),
+        false => Err(blame_gradient(run.optimizer.params(), batches, run.step + 1)),
+    }
 }
 
 /// What has been summed since the last log entry.
@@ -157,22 +187,44 @@ fn due(run: &Run, when: When, steps: i64) -> bool {
     }
 }
 
-fn save(run: &Run, window: Window) -> Result<PathBuf> {
+pub(super) fn save(run: &Run, window: Window) -> Result<PathBuf> {
     let mut state = run.state();
     state["pending"] = serde_json::json!([window.loss, window.steps, window.tokens]);
     state::save(run, &state)
 }
 
 /// Saves the state before the step that failed, and says so.
-fn stopped_by(run: &Run, window: Window, why: Error) -> Error {
-    let kept = match (run.step, save(run, window)) {
+fn stopped_by(run: &mut Run, book: &mut Book, why: Error) -> Error {
+    // Should the step before have failed as well, that is the reason.
+    if let Err(earlier) = book.settle(run) {
+        return earlier;
+    }
+    let kept = match (run.step, save(run, book.window)) {
         (0, _) => "nothing was learned yet".to_string(),
         (n, Ok(dir)) => format!("the state after step {n} is in {}", dir.display()),
         (_, Err(e)) => format!("saving the state before it failed too: {e}"),
     };
+    with_kept(run, why, &kept)
+}
+
+/// What to say where memory ran out within an optimizer's step: some parameters have
+/// moved and some have not, which nobody should go on from.
+fn half_stepped(run: &Run, why: Error) -> Error {
+    let kept = match state::latest_checkpoint(&run.settings.output_dir) {
+        Some(dir) => format!("{} is as it was saved", dir.display()),
+        None => "no checkpoint was saved yet".into(),
+    };
+    with_kept(run, why, &kept)
+}
+
+pub(super) fn with_kept(run: &Run, why: Error, kept: &str) -> Error {
     match why {
         Error::Row { path, line, what } => {
             Error::row(path, line, format!("{what}; {kept}"))
+        }
+        Error::OutOfMemory(what) => {
+            let (step, help) = (run.step + 1, lower(&run.settings));
+            Error::OutOfMemory(format!("step {step}: {what}. {help}; {kept}"))
         }
         why => Error::NonFinite(format!("{why}; {kept}")),
     }

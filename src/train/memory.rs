@@ -1,4 +1,5 @@
-//! Where the memory of a run goes.
+//! Where the memory of a run goes, and what to do where it does not suffice.
+use super::{Settings, Switch};
 use crate::models::Decoder;
 use crate::optim::{Optimizer, state_bytes};
 use crate::plot::{Bars, Figure};
@@ -74,4 +75,32 @@ pub(super) fn resident() -> Option<usize> {
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     let kib: usize = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// The settings that take less memory, with their values.
+pub(super) fn lower(s: &Settings) -> String {
+    let mut help = vec![];
+    if s.per_device_train_batch_size > 1 {
+        help.push(format!(
+            "--per-device-train-batch-size ({}; with more \
+             --gradient-accumulation-steps it learns the same)",
+            s.per_device_train_batch_size
+        ));
+    }
+    help.push(format!("--max-length ({})", s.max_length));
+    let mut help = format!("Lower {}", help.join(" or "));
+    let mut add = |needed: bool, flag: &str| {
+        if needed {
+            help.push_str(&format!(", or try {flag}"));
+        }
+    };
+    add(s.cache_dequant, "--cache-dequant false");
+    add(!s.load_in_4bit, "--load-in-4bit true");
+    match s.gradient_checkpointing {
+        Switch::Offload => {}
+        Switch::True => add(true, "--gradient-checkpointing offload"),
+        _ => add(true, "--gradient-checkpointing true"),
+    }
+    add(s.compute_dtype == super::ComputeDtype::F32, "--compute-dtype bf16");
+    help
 }

@@ -7,6 +7,7 @@ mod evaluate;
 mod events;
 mod fit;
 mod head;
+mod late;
 mod log;
 mod loss;
 mod memory;

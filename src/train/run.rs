@@ -3,6 +3,7 @@ use super::fit::Window;
 use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
 use crate::checkpoint::atomic;
 use crate::data::{Dataset, Grouping, Plan, Tokenizer};
+use crate::device::guarded;
 use crate::lora::{self, LoraConfig, TaskType};
 use crate::models::Decoder;
 use crate::optim::{Optimizer, Param};
@@ -50,6 +51,9 @@ pub struct Run {
     pub after: Option<Evaluation>,
     /// By how much a forward pass made the memory of the process grow, at most.
     pub grown: Option<usize>,
+    /// Read the numbers of a step a step late: on a GPU, which would have nothing to
+    /// do while the host waited.
+    pub late: bool,
     pub(super) window: Window,
 }
 
@@ -160,6 +164,7 @@ impl Run {
             before: resumed.before,
             after: None,
             grown: None,
+            late: device.is_cuda(),
             window: resumed.window,
         })
     }
@@ -184,9 +189,20 @@ impl Run {
     /// The loss and the metrics on the eval file, if there is one.
     pub fn evaluate(&self) -> Result<Option<Evaluation>> {
         let size = self.settings.per_device_train_batch_size;
-        let run =
-            |rows| Evaluation::run(&self.model, self.head.as_ref(), rows, size);
-        self.eval.as_ref().map(run).transpose()
+        let run = |rows| {
+            let head = self.head.as_ref();
+            guarded(|| Evaluation::run(&self.model, head, rows, size))
+        };
+        let found = self.eval.as_ref().map(run).transpose();
+        found.map_err(|e| match e {
+            Error::OutOfMemory(what) => {
+                let flag = "--per-device-train-batch-size";
+                Error::OutOfMemory(format!(
+                    "measuring: {what}. Lower {flag} ({size})"
+                ))
+            }
+            other => other,
+        })
     }
 
     /// Writes adapter and `trainer_state.json` into the output folder.

@@ -104,10 +104,16 @@ pub struct Settings {
     #[arg(long, default_value = "off")]
     #[serde(skip)]
     pub quantized_cache: PathBuf,
+    /// Dequantize the 4-bit weights once instead of in each product: faster, in the
+    /// memory that 4 bits saved
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub cache_dequant: bool,
     /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     pub compute_dtype: ComputeDtype,
-    /// Recompute each block in backward; auto: on a GPU only
+    /// Recompute each block in backward; auto: on a GPU whose free memory is too small
+    /// without; offload: and keep each block's input in host memory until then
     #[arg(long, value_enum, default_value_t = Switch::Auto)]
     pub gradient_checkpointing: Switch,
     /// Tokens per row; longer rows are cut
@@ -232,13 +238,15 @@ pub enum ComputeDtype {
     F32,
 }
 
-/// On, off, or as the machine suggests.
+/// Gradient checkpointing: on, off, or as the machine suggests; on with its
+/// checkpoints in host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum Switch {
     Auto,
     True,
     False,
+    Offload,
 }
 
 /// How often something is done.

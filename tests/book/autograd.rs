@@ -397,26 +397,37 @@ fn checkpointed_gradients_have_the_same_bits() {
 
 #[test]
 fn a_checkpointed_decoder_has_the_same_bits() {
-    let run = |checkpointing: bool, step: u64| {
-        let config = common::lora(&["all-linear"], 0.3);
-        let (mut model, named) = common::adapted(1, &config);
-        model.checkpointing = checkpointing;
-        let mode = Mode::Train { seed: 5, step };
-        let hidden = model.hidden(&common::ids(2, 9), mode, None).unwrap();
-        let logits = model.logits(&hidden).unwrap();
-        (&logits * &logits).mean(Kind::Float).backward();
-        let grads = named.into_iter().map(|(name, t)| (name, t.grad()));
-        (logits.detach(), grads.collect::<Vec<_>>())
-    };
+    let run = |checkpointing: bool, step: u64| pass(checkpointing, false, step);
     let ((plain, grads), (again, recomputed)) = (run(false, 3), run(true, 3));
-    assert!(same_bits(&plain, &again));
+    let (offloaded, moved) = pass(true, true, 3);
+    assert!(same_bits(&plain, &again) && same_bits(&plain, &offloaded));
     assert_eq!(grads.len(), 2 * 2 * 7);
     for ((name, a), (_, b)) in grads.iter().zip(&recomputed) {
         assert!(a.defined() && a.abs().max().double_value(&[]) > 0., "{name}");
         assert!(same_bits(a, b), "{name}");
     }
+    for ((name, a), (_, b)) in grads.iter().zip(&moved) {
+        assert!(same_bits(a, b), "{name}, its block's input kept apart");
+    }
     // Not because dropout did nothing.
     assert!(!same_bits(&plain, &run(true, 4).0));
+}
+
+/// Scores and gradients of a small model under a step's dropout.
+fn pass(
+    checkpointing: bool,
+    offload: bool,
+    step: u64,
+) -> (Tensor, Vec<(String, Tensor)>) {
+    let config = common::lora(&["all-linear"], 0.3);
+    let (mut model, named) = common::adapted(1, &config);
+    (model.checkpointing, model.offload) = (checkpointing, offload);
+    let mode = Mode::Train { seed: 5, step };
+    let hidden = model.hidden(&common::ids(2, 9), mode, None).unwrap();
+    let logits = model.logits(&hidden).unwrap();
+    (&logits * &logits).mean(Kind::Float).backward();
+    let grads = named.into_iter().map(|(name, t)| (name, t.grad()));
+    (logits.detach(), grads.collect())
 }
 
 #[test]

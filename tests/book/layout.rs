@@ -55,16 +55,17 @@ const EDGES: &[(&str, &[&str])] = &[
     ("device", &["autograd"]),
     ("autograd", &[]),
     ("checkpoint", &[]),
-    ("data", &[]),
+    ("data", &["autograd"]), // batches go to the GPU without waiting
     ("hub", &[]),
     ("schedule", &[]),
     ("error", &[]),
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 7] = [
+const UNSAFE: [&str; 8] = [
     "src/cuda/driver.rs",
     "src/cuda/nvrtc.rs",
+    "src/device/driver.rs",
     "src/quant/product.rs",
     "src/autograd/",
     "src/checkpoint/mmap.rs",

@@ -271,3 +271,51 @@ fn the_loss_never_holds_all_scores() {
     // The check can fail.
     assert!(plain > SCORES, "{} MiB", mib(plain));
 }
+
+/// In the process of its own: the forward pass of a model with adapters; prints what it
+/// keeps, and what was computed for it.
+fn measure_kept() {
+    use downhill::models::{Decoder, DecoderConfig};
+    tch::set_num_threads(1);
+    let config = DecoderConfig {
+        vocab_size: 512,
+        hidden_size: 256,
+        intermediate_size: 704,
+        num_hidden_layers: 6,
+        num_attention_heads: 8,
+        num_key_value_heads: 8,
+        head_dim: 32,
+        ..crate::common::config()
+    };
+    let mut model = Decoder::random(config, 1).unwrap();
+    for (_, t) in model.named_parameters() {
+        let _ = t.set_requires_grad(false);
+    }
+    let lora = crate::common::lora(&["all-linear"], 0.1);
+    downhill::lora::attach(model.linears_mut(), &lora, 1, Device::Cpu).unwrap();
+    let pass = |tokens: i64| {
+        let ids = Tensor::arange(4 * tokens, (Kind::Int64, Device::Cpu));
+        let ids = ids.remainder(512).view([4, tokens]);
+        model.hidden(&ids, Mode::Train { seed: 1, step: 1 }, None).unwrap()
+    };
+    drop(pass(8)); // libtorch's own memory
+    let before = status("VmRSS");
+    let hidden = pass(256);
+    let growth = status("VmRSS").saturating_sub(before);
+    assert!(hidden.requires_grad());
+    let counted = model.config.activation_bytes(4 * 256, Kind::Float);
+    println!("\ngrowth {growth} model {counted}");
+}
+
+/// `--gradient-checkpointing auto` must not take a forward pass for smaller than it is.
+#[test]
+fn a_forward_keeps_no_more_than_is_counted_for_it() {
+    if std::env::var(MODE).is_ok() {
+        return measure_kept();
+    }
+    let name = "memory::a_forward_keeps_no_more_than_is_counted_for_it";
+    let (growth, counted) = child(name, "kept", None);
+    println!("{} MiB kept, {} MiB counted", growth >> 20, counted >> 20);
+    assert!(growth <= counted, "{} MiB, {}", growth >> 20, counted >> 20);
+    assert!(growth > counted / 4, "{} MiB, {}", growth >> 20, counted >> 20);
+}

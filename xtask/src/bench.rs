@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: the same work by a well-known tool and by downhill, in turn, on
 //! this machine. `peers` is a fine-tune, beside PEFT + bitsandbytes; `optim` is an
-//! optimizer's step, beside torch.optim.
+//! optimizer's step, beside torch.optim; `gpu` is all that needs a GPU.
 
-use crate::{setup, sh, tools};
-use anyhow::{Result, bail};
+use crate::{bundle, setup, sh, tools};
+use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
 const PEERS: &[&str] = &[
@@ -13,15 +13,40 @@ const PEERS: &[&str] = &[
     "bitsandbytes==0.50.2",
 ];
 
-/// `cargo xtask bench peers|optim [ARGS]`; the arguments go to the script.
+/// `cargo xtask bench peers|optim|gpu [ARGS]`; the arguments go to the script.
 pub fn main(args: &[String]) -> Result<()> {
     match args.first().map(String::as_str) {
         Some("peers") => run("benches/peers.py", ["--bin", "downhill"], &args[1..]),
         Some("optim") => {
             run("benches/optim.py", ["--example", "bench_optim"], &args[1..])
         }
-        _ => bail!("bench takes `peers` or `optim`, found `{}`", args.join(" ")),
+        Some("gpu") => gpu(&args[1..]),
+        _ => {
+            bail!(
+                "bench takes `peers`, `optim` or `gpu`, found `{}`",
+                args.join(" ")
+            )
+        }
     }
+}
+
+/// Without a device it says so and ends, unless `--dry-run` or `--bounds` is given.
+/// The peers are those of `DOWNHILL_PEERS_PYTHON`, if it is set, else of `python3`.
+fn gpu(args: &[String]) -> Result<()> {
+    let python = std::env::var_os("DOWNHILL_PEERS_PYTHON").map(PathBuf::from);
+    let python = python.or(sh::which(&["python3"])).context("no python3")?;
+    let mut script = sh::command(python);
+    script.arg("benches/gpu.py");
+    if !args.iter().any(|a| a == "--bounds") {
+        setup::ensure()?;
+        let flag = |name: &str, build: &[&str]| -> Result<[PathBuf; 2]> {
+            Ok([PathBuf::from(name), bundle::build(build)?])
+        };
+        script.args(flag("--downhill", &["build", "--bin", "downhill"])?);
+        script.args(flag("--bench", &["build", "--example", "bench_gpu"])?);
+        script.args(flag("--tests", &["test", "--test", "book", "--no-run"])?);
+    }
+    sh::become_program(script.args(args))
 }
 
 fn run(script: &str, ours: [&str; 2], args: &[String]) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod bench;
 mod book;
+mod bundle;
 mod cells;
 mod checks;
 mod figures;
@@ -63,9 +64,15 @@ const COMMANDS: &[Command] = &[
     ),
     Command(
         "bench",
-        "peers|optim [ARGS]",
+        "peers|optim|gpu [ARGS]",
         "speed side by side with others",
         bench::main,
+    ),
+    Command(
+        "gpu-bundle",
+        "[FOLDER] [--wheels DIR]",
+        "a folder that checks and measures on a GPU machine without Rust",
+        bundle::main,
     ),
     Command(
         "preprocess",
