@@ -120,7 +120,7 @@ fn main() -> anyhow::Result<()> {
     report.number("cache.llm_over_lite", llm / lite);
     assert!(llm / lite > 15. && SHAPES[6].bytes()[0] < SHAPES[3].bytes()[0] * 1.3);
     let figure = chart.draw();
-    report.figure("memory", &figure)?;
+    report.figure("", &figure)?;
     // NOTEBOOK: figure
 
     // CELL: With and without a cache
