@@ -105,12 +105,12 @@ fn main() -> anyhow::Result<()> {
     }
 
     // CELL: What a token leaves behind
-    let mut chart = Bars::new("What a token leaves in the cache, KiB in 16 bits");
+    let mut chart = Bars::new("KiB a token leaves in the cache / would by head");
     for shape in &SHAPES {
         let [kept, apart] = shape.bytes().map(|b| b / 1024.);
         let ratio = apart / kept;
         println!("{:20} {kept:6.1} KiB, {apart:7.1} if apart", shape.0);
-        let text = format!("{kept:.0} (by head {apart:.0})");
+        let text = format!("{kept:.0} / {apart:.0}");
         chart = chart.bar(shape.0, kept, &text);
         let key = shape.0.to_lowercase().replace('-', "_");
         report.numbers(&format!("cache.{key}"), [("kib", kept), ("ratio", ratio)]);
@@ -120,7 +120,7 @@ fn main() -> anyhow::Result<()> {
     report.number("cache.llm_over_lite", llm / lite);
     assert!(llm / lite > 15. && SHAPES[6].bytes()[0] < SHAPES[3].bytes()[0] * 1.3);
     let figure = chart.draw();
-    report.figure("memory", &figure)?;
+    report.figure("", &figure)?;
     // NOTEBOOK: figure
 
     // CELL: With and without a cache
@@ -151,7 +151,7 @@ fn main() -> anyhow::Result<()> {
     }
     report.number("time.tokens", tokens as f64);
     report.tolerance("time", None);
-    let figure = chart.log_y().y_range(0.3, 300.).draw()?;
+    let figure = chart.log_y().y_range(0.3, 1000.).draw()?;
     report.figure("time", &figure)?;
     // NOTEBOOK: figure
 

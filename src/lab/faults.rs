@@ -7,16 +7,13 @@ use tch::Tensor;
 /// A key, what is wrong, and the model that has it.
 pub type Fault = (&'static str, &'static str, Decoder);
 
-// ANCHOR: neighbours
 /// Rows of a matrix of heads of size `k`, put so that turning halves turns neighbours.
 fn neighbours(w: &Tensor, k: i64) -> Tensor {
     let shape = w.size();
     let pairs = w.view([shape[0] / k, k / 2, 2, shape[1]]);
     pairs.transpose(1, 2).reshape(shape)
 }
-// ANCHOR_END: neighbours
 
-// ANCHOR: dense
 /// Of a Llama whose `o_proj` is square and whose head is tied; the first is right.
 ///
 /// # Errors
@@ -56,7 +53,6 @@ pub fn of_llama(small: &Small) -> Result<Vec<Fault>> {
         ),
     ])
 }
-// ANCHOR_END: dense
 
 /// Of a DeepSeek-V2 with four experts a token; the first is right.
 ///

@@ -17,7 +17,6 @@ fn next(
     })
 }
 
-// ANCHOR: without
 /// Greedy text without a cache: all of it again for every token.
 ///
 /// # Errors
@@ -34,7 +33,6 @@ pub fn without_cache(
     }
     Ok(ids.split_off(prompt.len()))
 }
-// ANCHOR_END: without
 
 // ANCHOR: beam
 /// `tokens` tokens after `prompt` and the logarithm of their probability, by a search

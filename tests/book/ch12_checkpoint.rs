@@ -86,8 +86,8 @@ fn the_chosen_experts_are_those_used() {
     };
     let whole = without(&|_, _| false);
     assert!(without(&|layer, e| !chosen[layer].contains(&e)).equal(&whole));
-    for layer in 0..3 {
-        let first = chosen[layer][0];
+    for (layer, ids) in chosen.iter().enumerate() {
+        let first = ids[0];
         assert!(!without(&|l, e| l == layer && e == first).equal(&whole), "{layer}");
     }
 }
