@@ -2,12 +2,15 @@
 //! what makes a comparison fair. Every method gets the same learning rates, the same
 //! seeds and the same batches; results are medians with their range.
 
+pub mod batches;
 pub mod codes;
 pub mod cost;
 mod memory;
 pub mod normality;
 mod parallel;
+mod recorded;
 mod report;
+pub mod rows;
 mod shipped;
 pub mod tables;
 mod text;
@@ -15,9 +18,10 @@ mod words;
 
 pub use memory::peak;
 pub use parallel::{by_seed, parallel};
+pub use recorded::Recorded;
 pub use report::Report;
 pub use shipped::Shipped;
-pub use text::{Run, Text, train, train_all};
+pub use text::{Run, Text, find, train, train_all};
 pub use words::Words;
 
 use crate::optim::{Optimizer, Param};

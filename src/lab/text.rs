@@ -17,7 +17,10 @@ const BOOKS: &str = "examples/data/corpus";
 const CONTEXT: usize = 32;
 
 /// A file that ships, looked for from the working folder upwards.
-pub(super) fn find(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// It is in none of them.
+pub fn find(name: &str) -> Result<PathBuf> {
     let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
     let path = here.ancestors().map(|d| d.join(name)).find(|p| p.is_file());
     path.ok_or_else(|| {

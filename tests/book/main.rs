@@ -11,6 +11,7 @@ mod ch07_clipping;
 mod ch08_dropout;
 mod ch09_weight_decay;
 mod ch10_practice;
+mod ch11_data;
 mod ch13_nf4;
 mod checkpoint;
 mod common;
