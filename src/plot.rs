@@ -2,9 +2,11 @@
 //! notebook displays.
 mod bars;
 mod heat;
+mod strips;
 
 pub use bars::{Bars, escaped};
 pub use heat::Heat;
+pub use strips::Strips;
 
 use crate::checkpoint::atomic;
 use crate::{Error, Result};

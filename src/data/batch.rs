@@ -20,6 +20,7 @@ pub struct Batch {
 }
 
 impl Batch {
+    // ANCHOR: collate
     /// Puts rows end to end. A label other than [`IGNORED`] is learned, from a row's
     /// second position on: by position, never by token id, so that where the pad token
     /// is the EOS, as in most DeepSeek checkpoints, the EOS that ends a row is learned.
@@ -44,6 +45,7 @@ impl Batch {
             lines: examples.iter().map(|e| e.line).collect(),
         }
     }
+    // ANCHOR_END: collate
 
     /// Input tokens.
     pub fn tokens(&self) -> i64 {

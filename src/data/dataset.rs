@@ -180,20 +180,7 @@ impl Dataset {
     /// # Errors
     /// A share that leaves either without a row.
     pub fn split(mut self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        let n = self.len();
-        let held = (n as f64 * share).round().max(1.) as usize;
-        if !(share > 0. && share < 1.) || held >= n {
-            let what = format!(
-                "{share} of {n} rows leaves none to learn from or none to measure on; \
-                 a share such as 0.1, and more rows"
-            );
-            return Err(Error::setting("--validation-split", what));
-        }
-        let mut away = vec![false; n];
-        // An epoch that no run reaches: the draw is none of the shuffles.
-        for i in order(n, seed, u64::MAX, true).into_iter().take(held) {
-            away[i] = true;
-        }
+        let away = held_out(self.len(), share, seed)?;
         let path = self.path.clone();
         let stream = self.stream.as_mut().map(|s| s.take(&away));
         let mut away = away.into_iter();
@@ -211,6 +198,24 @@ impl Dataset {
         self.summary = of(&self);
         Ok((self, validation))
     }
+}
+
+/// Which of `n` rows are kept for validation: `share` of them, at least one.
+pub(super) fn held_out(n: usize, share: f64, seed: u64) -> Result<Vec<bool>> {
+    let held = (n as f64 * share).round().max(1.) as usize;
+    if !(share > 0. && share < 1.) || held >= n {
+        let what = format!(
+            "{share} of {n} rows leaves none to learn from or none to measure on; a \
+             share such as 0.1, and more rows"
+        );
+        return Err(Error::setting("--validation-split", what));
+    }
+    let mut away = vec![false; n];
+    // An epoch that no run reaches: the draw is none of the shuffles.
+    for i in order(n, seed, u64::MAX, true).into_iter().take(held) {
+        away[i] = true;
+    }
+    Ok(away)
 }
 
 pub(super) fn open(path: &Path, encoder: &RowEncoder) -> Result<Source> {

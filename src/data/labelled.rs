@@ -1,7 +1,11 @@
 //! Rows with a label each: a text and the class it belongs to, or a number.
-use super::{Batch, Tokenizer, table};
+use super::{
+    Batch, Records, Tokenizer,
+    dataset::held_out,
+    rows::{RowResult, filled, integers, names, shown},
+};
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -65,12 +69,7 @@ impl Labelled {
         if max_length == 0 {
             return Err(Error::setting("--max-length", "0; at least 1"));
         }
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
-        let raw = match path.extension().is_some_and(|e| e == "csv") {
-            true => from_csv(path, bytes)?,
-            false => from_json_lines(path, bytes)?,
-        };
+        let raw = read(path)?;
         if raw.is_empty() {
             return Err(Error::file(path, "no row; expected texts with labels"));
         }
@@ -108,6 +107,27 @@ impl Labelled {
             data.rows.push(LabelledRow { ids, target, line });
         }
         Ok(data)
+    }
+
+    /// Takes `share` of the rows away, at least one, drawn by `seed`, for validation:
+    /// the rows to learn from, and those. Both keep the order of the file, and all of
+    /// its classes, though one may have lost its last row.
+    ///
+    /// # Errors
+    /// A share that leaves either without a row.
+    pub fn split(self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let away = held_out(self.rows.len(), share, seed)?;
+        let mut away = away.into_iter();
+        let (held, rest): (Vec<_>, Vec<_>) =
+            self.rows.into_iter().partition(|_| away.next().unwrap_or_default());
+        let part = |rows: Vec<LabelledRow>| {
+            let cut = self.truncated.iter().copied();
+            let cut =
+                cut.filter(|at| rows.binary_search_by_key(at, |r| r.line).is_ok());
+            let (path, labels) = (self.path.clone(), self.labels.clone());
+            Self { path, labels, truncated: cut.collect(), rows }
+        };
+        Ok((part(rest), part(held)))
     }
 
     /// How many rows have each class.
@@ -247,123 +267,50 @@ fn classes(path: &Path, rows: &[Raw]) -> Result<Labels> {
     Ok(Labels::Classes(names))
 }
 
-fn from_json_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Raw>> {
-    let mut rows = vec![];
-    for (i, bytes) in bytes.split(|b| *b == b'\n').enumerate() {
-        let wrong = |what: String| Error::row(path, i + 1, what);
-        let text = std::str::from_utf8(bytes);
-        let text =
-            text.map_err(|_| wrong("not UTF-8; save the file as UTF-8".into()))?;
-        if text.trim().is_empty() {
-            continue;
+/// The rows as they are written.
+fn read(path: &Path) -> Result<Vec<Raw>> {
+    let records = Records::open(path)?;
+    let columns = records.columns().map(<[String]>::to_vec);
+    for name in ["text", "label"] {
+        if let Some(found) = &columns
+            && !found.iter().any(|column| column == name)
+        {
+            let found = found.join(", ");
+            let what = format!("no column `{name}`; the header has {found}");
+            return Err(Error::row(path, 1, what));
         }
-        let expected = "expected one {`text`, `label`} per line";
-        let row: Value = serde_json::from_str(text).map_err(|e| {
-            let what = e.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default();
-            wrong(format!("not JSON (column {}: {what}); {expected}", e.column()))
-        })?;
-        let Some(row) = row.as_object() else {
-            return Err(wrong(format!("not a JSON object; {expected}")));
-        };
-        let ids = |list: &[Value]| -> Option<Vec<i64>> {
-            list.iter().map(Value::as_i64).collect()
-        };
-        let text = match (row.get("text"), row.get("input_ids")) {
-            (Some(Value::String(s)), _) if s.is_empty() => {
-                return Err(wrong("`text` is empty".into()));
-            }
-            (Some(Value::String(s)), _) => Text::Plain(s.clone()),
-            (Some(other), _) => {
-                return Err(wrong(format!(
-                    "`text` is {}; expected a string",
-                    kind(other)
-                )));
-            }
-            (None, Some(Value::Array(list))) => {
-                Text::Ids(ids(list).ok_or_else(|| {
-                    wrong("`input_ids`: only whole numbers".into())
-                })?)
-            }
-            (None, _) => {
-                let found: Vec<_> = row.keys().map(|k| format!("`{k}`")).collect();
-                let found = found.join(", ");
-                return Err(wrong(format!("`text` is missing; found {found}")));
-            }
-        };
-        let label = match row.get("label") {
-            Some(Value::String(s)) if !s.trim().is_empty() => s.trim().to_string(),
-            Some(Value::Number(n)) => n.to_string(),
-            None => return Err(wrong("`label` is missing".into())),
-            Some(other) => {
-                let found = kind(other);
-                return Err(wrong(format!(
-                    "`label` is {found}; expected a name or a number"
-                )));
-            }
-        };
-        rows.push(Raw { text, label, line: i + 1 });
     }
-    Ok(rows)
+    let row = |record: Result<(usize, Map<String, Value>)>| {
+        let (line, fields) = record?;
+        let wrong = |what| Error::row(path, line, what);
+        let text = words(&fields).map_err(wrong)?;
+        let label = label(&fields, columns.is_some()).map_err(wrong)?;
+        Ok(Raw { text, label, line })
+    };
+    records.map(row).collect()
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "an empty string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+fn words(fields: &Map<String, Value>) -> RowResult<Text> {
+    match (fields.get("text"), fields.get("input_ids")) {
+        (Some(text), _) => filled(text, "text").map(Text::Plain),
+        (None, Some(ids)) => integers(ids, "input_ids").map(Text::Ids),
+        (None, None) => Err(format!("`text` is missing; found {}", names(fields))),
     }
 }
 
-fn from_csv(path: &Path, bytes: &[u8]) -> Result<Vec<Raw>> {
-    let mut reader = csv::ReaderBuilder::new()
-        .flexible(true) // rows of unequal length are told by us
-        .trim(csv::Trim::Headers)
-        .from_reader(bytes);
-    let malformed = |e: csv::Error| match e.position() {
-        Some(at) => Error::row(path, table::line(bytes, at), e.to_string()),
-        None => Error::file(path, e.to_string()),
+/// A name or a number. In a table, where nothing else can say so, `nan` is none.
+fn label(fields: &Map<String, Value>, table: bool) -> RowResult<String> {
+    let label = match fields.get("label") {
+        Some(Value::String(name)) => name.trim().to_string(),
+        Some(Value::Number(n)) => n.to_string(),
+        Some(other) => {
+            let found = shown(other);
+            return Err(format!("`label` is {found}; expected a name or a number"));
+        }
+        None => return Err("`label` is missing".into()),
     };
-    let header = reader.headers().map_err(malformed)?.clone();
-    let column = |name: &str| {
-        let found: Vec<_> = header.iter().collect();
-        let mut at = (0..found.len()).filter(|i| found[*i] == name);
-        match (at.next(), at.next()) {
-            (Some(i), None) => Ok(i),
-            (None, _) => {
-                let found = found.join(", ");
-                let what = format!("no column `{name}`; the header has {found}");
-                Err(Error::row(path, 1, what))
-            }
-            (Some(_), Some(_)) => {
-                Err(Error::row(path, 1, format!("two columns are called `{name}`")))
-            }
-        }
-    };
-    let (text_at, label_at) = (column("text")?, column("label")?);
-    let mut rows = vec![];
-    for record in reader.records() {
-        let record = record.map_err(malformed)?;
-        let line = record.position().map_or(0, |at| table::line(bytes, at));
-        if record.len() != header.len() {
-            let (found, wanted) = (record.len(), header.len());
-            let what = format!("{found} cells, but the header has {wanted}");
-            return Err(Error::row(path, line, what));
-        }
-        let (text, label) = (&record[text_at], record[label_at].trim());
-        for (name, cell) in [("text", text), ("label", label)] {
-            if cell.is_empty()
-                || (name == "label" && cell.eq_ignore_ascii_case("nan"))
-            {
-                let found = if cell.is_empty() { "empty" } else { cell };
-                return Err(Error::row(path, line, format!("`{name}` is {found}")));
-            }
-        }
-        let text = Text::Plain(text.into());
-        rows.push(Raw { text, label: label.into(), line });
+    match label.is_empty() || table && label.eq_ignore_ascii_case("nan") {
+        true => Err(format!("`label` is {label:?}; expected a name or a number")),
+        false => Ok(label),
     }
-    Ok(rows)
 }

@@ -115,6 +115,7 @@ impl Plan {
     }
 }
 
+// ANCHOR: pack
 /// Best fit, the longest rows first (Johnson, 1973): each goes where it leaves the
 /// least room.
 fn pack(rows: &[u32], lengths: &[u32], tokens: usize) -> Vec<Vec<u32>> {
@@ -147,6 +148,7 @@ fn pack(rows: &[u32], lengths: &[u32], tokens: usize) -> Vec<Vec<u32>> {
     }
     packs
 }
+// ANCHOR_END: pack
 
 /// Puts groups in an order of their own, which is not that of the rows.
 fn shuffle<T: Clone>(groups: &mut Vec<T>, seed: u64, epoch: u64) {

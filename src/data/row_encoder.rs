@@ -91,6 +91,7 @@ impl RowEncoder {
             tokenizer.ids(text, bos).map_err(|what| format!("`{field}` {what}"))
         };
         match row {
+            // ANCHOR: completion
             Row::Completion { prompt, completion } => {
                 let mut ids = encode("prompt", &prompt, true)?;
                 let mut labels = match self.completion_only_loss {
@@ -103,6 +104,7 @@ impl RowEncoder {
                 labels.extend(completion);
                 Ok((ids, labels))
             }
+            // ANCHOR_END: completion
             Row::Text(text) => {
                 let ids = with_eos(encode("text", &text, true)?, eos);
                 Ok((ids.clone(), ids))

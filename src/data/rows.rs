@@ -27,6 +27,8 @@ const KINDS: [(&[&str], &[&str]); 4] = [
 ];
 const EXPECTED: &str = "{`prompt`, `completion`}, {`messages`}, {`text`} or \
                         {`input_ids`, `labels`}";
+/// What a line may look like, whatever the task.
+const LIKE: &str = r#"{"text": "..."}"#;
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
 impl Row {
@@ -86,7 +88,7 @@ pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
     match serde_json::from_str(line) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(other) => Err(format!(
-            "found {}; expected one JSON object per line: {EXPECTED}",
+            "found {}; expected one JSON object per line, such as {LIKE}",
             shown(&other)
         )),
         Err(e) => {
@@ -95,7 +97,7 @@ pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
             let column = e.column();
             Err(format!(
                 "not a JSON object (column {column}: {what}); expected one whole object \
-                 per line: {EXPECTED}"
+                 per line, such as {LIKE}"
             ))
         }
     }
@@ -199,7 +201,7 @@ fn list<'a>(value: &'a Value, field: &str) -> RowResult<&'a Vec<Value>> {
     }
 }
 
-fn integers(value: &Value, field: &str) -> RowResult<Vec<i64>> {
+pub(super) fn integers(value: &Value, field: &str) -> RowResult<Vec<i64>> {
     let integer = |(i, value): (usize, &Value)| {
         let found =
             || format!("`{field}[{i}]` is {}; expected an integer", shown(value));
@@ -214,7 +216,7 @@ fn text(value: &Value, field: &str) -> RowResult<String> {
 }
 
 /// A text that is learned, and therefore may not be empty.
-fn filled(value: &Value, field: &str) -> RowResult<String> {
+pub(super) fn filled(value: &Value, field: &str) -> RowResult<String> {
     let text = text(value, field)?;
     if text.is_empty() {
         return Err(format!("`{field}` is empty; expected the text to learn"));
@@ -222,7 +224,7 @@ fn filled(value: &Value, field: &str) -> RowResult<String> {
     Ok(text)
 }
 
-fn names(fields: &Map<String, Value>) -> String {
+pub(super) fn names(fields: &Map<String, Value>) -> String {
     match fields.len() {
         0 => "no field".to_string(),
         _ => fields.keys().map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", "),
@@ -230,7 +232,7 @@ fn names(fields: &Map<String, Value>) -> String {
 }
 
 /// A value for a message, in a few characters.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(_) => "an object".to_string(),

@@ -58,7 +58,7 @@ impl Source {
     fn header(&mut self) -> Result<Vec<String>> {
         let Some(header) = self.next()? else {
             let what =
-                "empty; expected a header such as prompt,completion, then rows";
+                "empty; expected a header, such as prompt,completion, then rows";
             return Err(Error::file(&self.path, what));
         };
         let wrong = |what| Error::row(&self.path, header.line, what);
@@ -220,6 +220,14 @@ impl Records {
     /// What the operating system says; a CSV file without a header.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Source::open(path.as_ref()).map(Self)
+    }
+
+    /// The names of a CSV file's columns.
+    pub fn columns(&self) -> Option<&[String]> {
+        match &self.0.format {
+            Format::Csv(names) => Some(names),
+            Format::Jsonl => None,
+        }
     }
 }
 

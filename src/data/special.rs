@@ -83,6 +83,7 @@ impl Files {
         ids
     }
 
+    // ANCHOR: bos
     /// Whether a text gets a BOS; see [`Tokenizer`](super::Tokenizer).
     pub(super) fn adds_bos(
         &self,
@@ -109,6 +110,7 @@ impl Files {
             }
         }
     }
+    // ANCHOR_END: bos
 
     pub(super) fn chat_template(
         &self,

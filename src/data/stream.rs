@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+// ANCHOR: stream
 /// Rows by number. Twelve bytes are kept of each.
 pub(super) struct Stream {
     path: PathBuf,
@@ -30,6 +31,7 @@ pub(super) struct Stream {
     /// Lines of the rows taken so far that had no token to learn.
     skipped: Mutex<BTreeSet<usize>>,
 }
+// ANCHOR_END: stream
 
 /// Rows read at a time for their lengths.
 const CHUNK: usize = 1024;
@@ -115,6 +117,7 @@ impl Stream {
         Ok(None)
     }
 
+    // ANCHOR: record
     fn record(&self, i: usize) -> Result<Record> {
         let (at, line) = (self.starts[i], self.lines[i] as usize);
         let mut bytes = Vec::new();
@@ -129,6 +132,7 @@ impl Stream {
         }
         Ok(Record { line, bytes })
     }
+    // ANCHOR_END: record
 
     pub(super) fn skipped(&self) -> Vec<usize> {
         let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);

@@ -183,7 +183,7 @@ impl Table {
 }
 
 /// The line of a record that begins at `at`, or after the empty lines there.
-pub(super) fn line(bytes: &[u8], at: &csv::Position) -> usize {
+fn line(bytes: &[u8], at: &csv::Position) -> usize {
     let rest = bytes.get(at.byte() as usize..).unwrap_or_default();
     let empty = rest.iter().take_while(|b| [b'\n', b'\r'].contains(b));
     at.line() as usize + empty.filter(|b| **b == b'\n').count()

@@ -116,6 +116,7 @@ fn with_reasoning<'a>(
     Some((before.len(), opening, words))
 }
 
+// ANCHOR: spans
 /// The ids of a conversation's text, and of each whether the assistant writes it.
 ///
 /// Tokenized whole; but where a token would begin before a turn and end in it, the
@@ -145,3 +146,4 @@ pub(super) fn tokenize(
     };
     Ok((ids, offsets.iter().map(learned).collect()))
 }
+// ANCHOR_END: spans

@@ -2,6 +2,7 @@
 //! what makes a comparison fair. Every method gets the same learning rates, the same
 //! seeds and the same batches; results are medians with their range.
 
+pub mod batches;
 pub mod codes;
 pub mod cost;
 pub mod dates;
@@ -10,8 +11,10 @@ mod memory;
 pub mod normality;
 mod parallel;
 pub mod published;
+mod recorded;
 mod report;
 pub mod router;
+pub mod rows;
 pub mod shapes;
 pub mod shipped;
 pub mod small;
@@ -24,6 +27,7 @@ pub mod writing;
 
 pub use memory::peak;
 pub use parallel::{by_seed, parallel};
+pub use recorded::Recorded;
 pub use report::Report;
 pub use shipped::Shipped;
 pub use text::{Run, Text, find, train, train_all};

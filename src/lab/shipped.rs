@@ -4,7 +4,7 @@ use crate::Result;
 use crate::data::{Dataset, Example, Labelled, LabelledRow, Labels, Tokenizer};
 use crate::models::{Decoder, LoadOptions, load};
 use crate::nn::Mode;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 /// Tokens of a page.
 const PAGE: usize = 128;
@@ -53,6 +53,29 @@ impl Shipped {
         shipped.entropy = shipped.cross(&says);
         Ok(shipped)
     }
+
+    // ANCHOR: after
+    /// The loss of each token of a page but the first, by its place, where pages begin
+    /// with `start` instead of the BOS: means over the pages.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn losses_after(&self, start: &[i64]) -> Result<Vec<f64>> {
+        let text = self.pages.narrow(1, 1, PAGE as i64);
+        let (n, s) = (text.size()[0], start.len() as i64);
+        let start = Tensor::from_slice(start).repeat([n, 1]);
+        let x = Tensor::cat(&[&start, &text.narrow(1, 0, PAGE as i64 - 1)], 1);
+        no_grad(|| {
+            let hidden = self.model.hidden(&x, Mode::Eval, None)?;
+            let hidden = hidden.narrow(1, s, PAGE as i64 - 1);
+            let says = self.model.logits(&hidden)?.log_softmax(-1, Kind::Double);
+            let next = text.narrow(1, 1, PAGE as i64 - 1).unsqueeze(-1);
+            let loss = -says.gather(-1, &next, false).squeeze_dim(-1);
+            let mean = loss.mean_dim([0i64].as_slice(), false, Kind::Double);
+            Ok(Vec::try_from(mean)?)
+        })
+    }
+    // ANCHOR_END: after
 
     /// Logarithms of the probability of each token after each token, [tokens, V].
     fn says(&self) -> Result<Tensor> {

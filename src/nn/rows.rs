@@ -27,6 +27,7 @@ impl Rows {
         Self { lengths: lengths.to_vec(), slots }
     }
 
+    // ANCHOR: grid
     /// The place of each token in its row, counted from `start`.
     pub fn positions(&self, start: i64) -> Vec<i64> {
         self.lengths.iter().flat_map(|t| start..start + t).collect()
@@ -41,6 +42,7 @@ impl Rows {
         Ok(grid.f_unflatten(0, [self.lengths.len() as i64, -1])?)
     }
 
+    // ANCHOR_END: grid
     /// `[B, T, ..]` to `[N, ..]`: what [`Rows::grid`] did, undone.
     pub fn line(&self, grid: &Tensor) -> Result<Tensor> {
         let x = grid.f_flatten(0, 1)?;

@@ -1,7 +1,7 @@
 //! The rows of a run, whatever they teach.
 use super::Task;
+use crate::Result;
 use crate::data::{Batch, Dataset, Labelled, Labels, RowEncoder};
-use crate::{Error, Result};
 use std::fmt;
 use std::path::Path;
 
@@ -92,10 +92,10 @@ impl Rows {
                 let (rest, held) = data.split(share, seed)?;
                 Ok((Self::Text(Box::new(rest)), Self::Text(Box::new(held))))
             }
-            Self::Labelled(_) => Err(Error::setting(
-                "--validation-split",
-                "only with --task causal-lm; name an --eval-file",
-            )),
+            Self::Labelled(data) => {
+                let (rest, held) = data.split(share, seed)?;
+                Ok((Self::Labelled(rest), Self::Labelled(held)))
+            }
         }
     }
 

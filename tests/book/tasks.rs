@@ -1,10 +1,11 @@
 //! Classification and regression: beside PEFT, exact on resume, judged as scikit-learn
 //! judges; what `evaluate` and the report say. Through the real command, on the small
 //! checkpoint in `golden/train_taught`.
-use crate::common::wave;
+use crate::common::{refused, wave};
 use crate::golden::{floats, gap, json, tensors};
 use clap::Parser;
 use downhill::checkpoint::read_safetensors;
+use downhill::data::{Labelled, Labels};
 use downhill::train::{Confusion, Settings, mae, r2, saved_labels};
 use serde_json::Value;
 use std::path::Path;
@@ -209,6 +210,57 @@ fn other_micro_batches_give_the_same_update() {
                 assert!(apart < 1e-6, "{at}: {apart}");
             }
         }
+    }
+}
+
+#[test]
+fn part_of_the_rows_is_kept_for_measuring() {
+    for task in TASKS {
+        let path = format!("tests/golden/tasks_{task}/rows.jsonl");
+        let wanted = match task {
+            "regression" => Labels::Numbers,
+            _ => Labels::Classes(vec![]),
+        };
+        let load = || Labelled::load(&path, None, (12, 64), &wanted).unwrap();
+        let (all, (rest, held)) = (load(), load().split(0.2, 42).unwrap());
+        assert_eq!((rest.rows.len(), held.rows.len()), (72, 18));
+        assert!(all.labels == rest.labels && all.labels == held.labels);
+        // Each row is in one of the two, in the file's order, cut or not.
+        let lines = |data: &Labelled| data.rows.iter().map(|r| r.line).collect();
+        let mut cut = [&rest.truncated[..], &held.truncated].concat();
+        cut.sort_unstable();
+        assert!(!cut.is_empty() && cut == all.truncated);
+        let parts: [Vec<usize>; 2] = [lines(&rest), lines(&held)];
+        assert!(parts.iter().all(|part| part.is_sorted()));
+        let mut both = parts.concat();
+        both.sort_unstable();
+        assert_eq!(both, lines(&all));
+
+        // A run with the flag is the run with the two parts as files.
+        let dir = TempDir::new().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text: Vec<&str> = text.lines().collect();
+        let [rest, held] = parts.map(|lines| {
+            let path = dir.path().join(format!("{}.jsonl", lines.len()));
+            let rows: Vec<_> = lines.iter().map(|line| text[line - 1]).collect();
+            std::fs::write(&path, rows.join("\n")).unwrap();
+            path.to_str().unwrap().to_string()
+        });
+        let run = |flags: &[&str]| {
+            let dir = TempDir::new().unwrap();
+            let all = [&["--max-steps=3", "--save-strategy=no"], flags].concat();
+            let mut c = downhill(&["finetune", "--model", MODEL, "--task", task]);
+            c.args(["--device", "cpu"]).args(all);
+            c.arg("--output-dir").arg(dir.path().join("out"));
+            c.arg("--logging-dir").arg(dir.path().join("logs"));
+            ok(c.output().unwrap());
+            (adapter(dir.path()), state(dir.path())["eval_after"].clone())
+        };
+        let by_flag = run(&["--train-file", &path, "--validation-split=0.2"]);
+        let by_file = run(&["--train-file", &rest, "--eval-file", &held]);
+        assert!(by_flag.0 == by_file.0, "{task}: other weights");
+        assert_eq!(by_flag.1, by_file.1, "{task}");
+        refused(load().split(0.999, 1), &["--validation-split", "90 rows"]);
     }
 }
 

@@ -12,6 +12,7 @@ mod ch07_clipping;
 mod ch08_dropout;
 mod ch09_weight_decay;
 mod ch10_practice;
+mod ch11_data;
 mod ch12_checkpoint;
 mod ch13_nf4;
 mod ch14_lora;
