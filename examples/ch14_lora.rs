@@ -304,7 +304,7 @@ fn main() -> anyhow::Result<()> {
         }
     }
     report.tolerance("power", None); // near zero; see the assertion
-    let figure = chart.log_x().log_y().y_range(0.01, 100.).draw()?;
+    let figure = chart.log_x().log_y().y_range(0.01, 1000.).draw()?;
     report.figure("scale", &figure)?;
     // NOTEBOOK: figure
 
@@ -315,9 +315,9 @@ fn main() -> anyhow::Result<()> {
     let dora = LoraConfig { use_dora: true, ..rank(16, 32.) };
     let pissa = LoraConfig { init: lora::Init::Pissa, ..rank(16, 32.) };
     let arms: Vec<Arm> = vec![
-        arm("r1", "rank 1", Some(rank(1, 32.))),
-        arm("r16", "rank 16", Some(rank(16, 32.))),
-        arm("r64", "rank 64", Some(rank(64, 32.))),
+        arm("r1", "rank 1, α = 32", Some(rank(1, 32.))),
+        arm("r16", "rank 16, α = 32", Some(rank(16, 32.))),
+        arm("r64", "rank 64, α = 32", Some(rank(64, 32.))),
         arm("whole", "all weights", None),
         arm("two64", "rank 64, α = 2r", Some(rank(64, 128.))),
         arm("rs64", "rank 64, rsLoRA", Some(rs)),
@@ -343,7 +343,7 @@ fn main() -> anyhow::Result<()> {
         let at = |i: usize, k: usize| found[i].rates[k].1;
         assert!(at(9, 0) < at(1, 0) && at(1, 1) > at(3, 1) && at(1, 2) < at(3, 2));
     }
-    let by_rank = by_rate("By rank, α = 32", &arms, &found, &[0, 1, 2, 3]);
+    let by_rank = by_rate("By rank", &arms, &found, &[0, 1, 2, 3]);
     let by_scale = by_rate("By scale, rank 64", &arms, &found, &[2, 5, 4]);
     let figure = panels(&[by_rank, by_scale], 2)?;
     report.figure("rank", &figure)?;
