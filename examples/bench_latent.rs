@@ -48,7 +48,7 @@ fn step(
 ) -> downhill::Result<f64> {
     let rope = Rope { theta: 1e4, scaling: RopeScaling::Default };
     let rows = Rows::new(&[count], Device::Cpu);
-    let positions = Tensor::from_slice(&rows.positions(seen));
+    let positions = rows.positions(seen);
     let rotation = rope.rotation(&positions, ROPE, Kind::Float, Device::Cpu);
     let x = Tensor::randn([count, HIDDEN], CPU);
     let began = Instant::now();

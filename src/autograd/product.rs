@@ -72,7 +72,7 @@ fn avx512_not_intel() -> bool {
     {
         let maker = std::arch::x86_64::__cpuid(0);
         let intel = u32::from_le_bytes(*b"Genu"); // of "GenuineIntel"
-        return is_x86_feature_detected!("avx512f") && maker.ebx != intel;
+        is_x86_feature_detected!("avx512f") && maker.ebx != intel
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

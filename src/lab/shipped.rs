@@ -4,7 +4,7 @@ use crate::Result;
 use crate::data::{Dataset, Example, Labelled, LabelledRow, Labels, Tokenizer};
 use crate::models::{Decoder, LoadOptions, load};
 use crate::nn::Mode;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// Tokens of a page.
 const PAGE: usize = 128;
@@ -122,7 +122,7 @@ impl Shipped {
 }
 
 /// The tiny checkpoint, in f32.
-fn checkpoint(quantize: bool) -> Result<Decoder> {
+pub(super) fn checkpoint(quantize: bool) -> Result<Decoder> {
     let file = find("examples/data/tiny/config.json")?;
     let options = LoadOptions {
         quantize,

@@ -134,8 +134,7 @@ impl Decoder {
         let start = cache.as_ref().map_or(0, |c| c.len());
         let device = self.device();
         let rows = Rows::new(lengths, device);
-        let positions = Tensor::from_slice(&rows.positions(start));
-        let positions = autograd::upload(&positions, device);
+        let positions = rows.positions(start);
         let rope = &self.config.rope;
         let kind = match &self.config.latent {
             Some(latent) if latent.turned_in_f32 => Kind::Float,

@@ -136,7 +136,7 @@ impl Twice {
             Some(kernels) => Self::Drawn(kernels, mask),
             None => {
                 let flat = filled(x.numel(), PART, &mask).view_(x.size());
-                Self::Kept(flat.to_device(x.device()).to_kind(kind))
+                Self::Kept(upload(&flat, x.device()).to_kind(kind))
             }
         }
     }

@@ -186,17 +186,18 @@ impl Rope {
     /// a θ that a longer text before has raised; here texts do not know each other.)
     pub fn rotation(
         &self,
-        positions: &Tensor,
+        positions: &[i64],
         head_dim: i64,
         kind: Kind,
         device: Device,
     ) -> Rotation {
         let length = match self.scaling.sees_length() {
-            true => positions.max().int64_value(&[]) + 1,
+            true => positions.iter().max().map_or(0, |last| last + 1),
             false => 0,
         };
         let omega = self.frequencies(head_dim, length);
         let omega = autograd::upload(&Tensor::from_slice(&omega), device);
+        let positions = autograd::upload(&Tensor::from_slice(positions), device);
         let angle = positions.to_kind(Kind::Float).view([-1, 1, 1]) * omega; // [N, 1, K/2]
         let angle = Tensor::cat(&[&angle, &angle], -1); // [N, 1, K]
         let stretched = |t: Tensor| (t * self.scaling.stretch()).to_kind(kind);

@@ -25,8 +25,7 @@ fn turning_tells_distances_alone() {
     let draw = |seed| Tensor::from_slice(&normal(32, seed, 0)).view([1, 1, 32]);
     let (q, k) = (draw(1), draw(2));
     let at = |x: &Tensor, place: i64| {
-        let place = Tensor::from_slice(&[place]);
-        let turned = rope.rotation(&place, 32, Kind::Float, Device::Cpu).apply(x);
+        let turned = rope.rotation(&[place], 32, Kind::Float, Device::Cpu).apply(x);
         turned.expect("turned")
     };
     let product = |m, n| (at(&q, m) * at(&k, n)).sum(Kind::Double).double_value(&[]);

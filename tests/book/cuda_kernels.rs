@@ -127,7 +127,7 @@ fn rotations(on: On) {
     for (kind, [n, h, k]) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
         for (neighbours, part) in [(false, false), (true, false), (false, true)] {
             let turned = on.both(|device| {
-                let positions = Tensor::arange(n, (Kind::Int64, device)) * 3 + 1;
+                let positions: Vec<i64> = (0..n).map(|i| 3 * i + 1).collect();
                 let rope = Rope { theta: 100., scaling: RopeScaling::Default };
                 let rotation = rope.rotation(&positions, k, kind, device);
                 // Or as a part of wider rows, as latent attention has it.

@@ -166,9 +166,8 @@ fn gradients_written_by_hand_are_exact() {
     gradcheck(norm, &[leaf(&[2, 3, 6]), leaf(&[6])], 1e-6, 1e-8, 1e-7).unwrap();
     let frozen = [leaf(&[2, 3, 6]), leaf(&[6]).detach()];
     gradcheck(norm, &frozen, 1e-6, 1e-8, 1e-7).unwrap();
-    let positions = Tensor::from_slice(&[0i64, 1, 7]);
     let rotation = rope(RopeScaling::Default).rotation(
-        &positions,
+        &[0, 1, 7],
         8,
         Kind::Double,
         Device::Cpu,
@@ -208,7 +207,7 @@ fn rope(scaling: RopeScaling) -> Rope {
 fn rope_turns_pairs_by_their_angle() {
     let (k, t) = (8, 5);
     let rope = rope(RopeScaling::Default);
-    let positions = Tensor::arange_start(3, 3 + t, (Kind::Int64, Device::Cpu));
+    let positions: Vec<i64> = (3..3 + t).collect();
     let rotation = rope.rotation(&positions, k, Kind::Float, Device::Cpu);
     let x = wave(&[t, 6, k], Kind::Float);
     let y = rotation.apply(&x).unwrap();
@@ -227,8 +226,7 @@ fn rope_turns_pairs_by_their_angle() {
     // What attention sees depends on distances alone.
     let dot = |m: i64, n: i64| {
         let at = |p: i64, x: &Tensor| {
-            let p = Tensor::from_slice(&[p]);
-            rope.rotation(&p, k, Kind::Float, Device::Cpu).apply(x).unwrap()
+            rope.rotation(&[p], k, Kind::Float, Device::Cpu).apply(x).unwrap()
         };
         let (q, v) =
             (wave(&[1, 1, k], Kind::Float), wave(&[1, 1, k], Kind::Float).flip([2]));
@@ -299,7 +297,7 @@ fn grouped_query_attention_is_its_formula() {
     for (lengths, p) in rows.iter().flat_map(|l| [(*l, 0.), (*l, 1e-9)]) {
         attention.set_dropout(p);
         let rows = Rows::new(lengths, Device::Cpu);
-        let positions = Tensor::from_slice(&rows.positions(0));
+        let positions = rows.positions(0);
         let rope = rope(RopeScaling::Default);
         let rotation = rope.rotation(&positions, k, Kind::Float, Device::Cpu);
         let y = attention.forward(&x, &rows, &rotation, None, train(0)).unwrap();
