@@ -67,6 +67,16 @@ pub fn mm(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// Whether this processor is known to multiply in bf16 by itself.
+pub fn bf16_units() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 fn avx512_not_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

@@ -2,6 +2,7 @@
 //! before anything of it is loaded.
 use anyhow::Result;
 use clap::Args;
+use downhill::autograd::{Library, bf16_units};
 use downhill::models::{self, Survey};
 use downhill::train::{Memory, Sketch};
 use downhill::{device, tch};
@@ -56,11 +57,18 @@ fn examine(args: &Doctor) -> Result<ExitCode> {
             gib(m.total),
             gib(m.free)
         );
+        match downhill::cuda::unavailable(*i) {
+            None => println!("            with the kernels of src/cuda"),
+            Some(why) => {
+                println!("            by libtorch's operations alone: {why}")
+            }
+        }
     }
     println!("libtorch    {}", libtorch());
     println!("tch         {TCH}");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     println!("threads     {} on {cores} cores", tch::get_num_threads());
+    println!("processor   {}", processor());
     let memory = memory();
     if let Some((total, free)) = memory {
         println!("memory      {} GiB, {} GiB free", gib(total), gib(free));
@@ -78,6 +86,18 @@ fn examine(args: &Doctor) -> Result<ExitCode> {
     plan(&survey, args.lora_r, device, free);
     step(&survey, args, device, auto(device));
     Ok(ExitCode::SUCCESS)
+}
+
+fn processor() -> String {
+    let library = match Library::fastest() {
+        Library::OneDnn => "oneDNN",
+        Library::Libtorch => "libtorch's own choice",
+    };
+    let bf16 = match bf16_units() {
+        true => "multiplies in bf16: --compute-dtype bf16 is faster",
+        false => "no units for bf16 known: --compute-dtype f32 is faster",
+    };
+    format!("{bf16}; f32 by {library}")
 }
 
 fn describe(dir: &Path, survey: &Survey) {

@@ -113,6 +113,7 @@ impl Mla {
         attend(q, &k, &kv[1], self.scale, self.dropping, mode)
     }
 
+    // ANCHOR: absorbed
     /// Queries (B, H, 1, K) on the latents (B, 1, T', R) themselves, where `w`
     /// (H·(nope + V), R) would have made keys and values of them.
     fn absorbed(
@@ -141,6 +142,7 @@ impl Mla {
         )?;
         Ok(y.transpose(1, 2).f_matmul(&w[1].transpose(1, 2))?) // (B, H, 1, V)
     }
+    // ANCHOR_END: absorbed
 
     pub(super) fn linears(&self) -> Vec<(&'static str, &Linear)> {
         let mut all = match &self.q {
