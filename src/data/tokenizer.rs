@@ -10,7 +10,7 @@ use std::{
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 use tokenizers::{AddedToken, Tokenizer as Engine};
 
@@ -27,6 +27,9 @@ use tokenizers::{AddedToken, Tokenizer as Engine};
 pub struct Tokenizer {
     path: PathBuf,
     engine: Arc<Engine>,
+    /// The [`here`] that `engine` was made in, and the one of the last that was not.
+    home: usize,
+    away: Arc<Mutex<Option<(usize, Arc<Engine>)>>>,
     bos: Option<i64>,
     eos: i64,
     stop: Vec<i64>,
@@ -107,6 +110,8 @@ impl Tokenizer {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
             path,
             engine: Arc::new(engine),
+            home: here(),
+            away: Arc::default(),
             bos,
             eos,
             stop,
@@ -126,7 +131,7 @@ impl Tokenizer {
     }
 
     pub(super) fn ids(&self, text: &str, add_bos: bool) -> RowResult<Vec<i64>> {
-        let encoding = self.engine.encode_fast(text, false);
+        let encoding = self.splitter()?.encode_fast(text, false);
         let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
         let bos = self.bos.filter(|_| add_bos && self.add_bos);
@@ -135,12 +140,30 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The engine, for what splits text: oniguruma compares addresses of its tables,
+    /// and refuses an expression that another copy of it has compiled.
+    fn splitter(&self) -> RowResult<Arc<Engine>> {
+        if self.home == here() {
+            return Ok(self.engine.clone());
+        }
+        let mut away = self.away.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((at, made)) = &*away
+            && *at == here()
+        {
+            return Ok(made.clone());
+        }
+        let json = self.engine.to_string(false).map_err(|e| e.to_string())?;
+        let made = Arc::new(engine(json.as_bytes())?);
+        *away = Some((here(), made.clone()));
+        Ok(made)
+    }
+
     /// The ids of `text` without a BOS, and which bytes of it each stands for.
     pub(super) fn ids_with_offsets(
         &self,
         text: &str,
     ) -> RowResult<(Vec<i64>, Vec<Range<usize>>)> {
-        let encoding = self.engine.encode(text, false);
+        let encoding = self.splitter()?.encode(text, false);
         let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         let offsets = encoding.get_offsets().iter().map(|&(from, to)| from..to);
@@ -235,6 +258,12 @@ impl Tokenizer {
     fn failed(&self, verb: &str, e: &dyn std::error::Error) -> Error {
         Error::file(&self.path, format!("cannot {verb}: {e}"))
     }
+}
+
+/// Where this copy of the library lies: in a notebook each cell has its own.
+fn here() -> usize {
+    static HERE: u8 = 0;
+    &raw const HERE as usize
 }
 
 /// The engine of a tokenizer.json. It panics on some broken files: on many that are no
