@@ -252,8 +252,10 @@ fn main() -> anyhow::Result<()> {
 
     // CELL: Padding
     let dates: Vec<u32> = rows.lengths()?;
-    let long_tail = |z: f32| (f64::from(z) * 0.8 + 5.).exp().clamp(8., 2048.) as u32;
-    let tail: Vec<u32> = normal(4096, seed, 11).into_iter().map(long_tail).collect();
+    let tail: Vec<u32> = normal(4096, seed, 11)
+        .into_iter()
+        .map(|z| (f64::from(z) * 0.8 + 5.).exp().clamp(8., 2048.) as u32)
+        .collect();
     let choices: [(&str, &str, Choice); 3] = [
         ("random", "at random", Choice::Random),
         ("grouped", "by length", Choice::Grouped),
@@ -273,10 +275,8 @@ fn main() -> anyhow::Result<()> {
             for size in [1, 2, 4, 8, 16, 32, 64] {
                 let plan = batches(lengths, size, choice, seed);
                 // A strip is as wide as a pack may be, full or not.
-                let full =
-                    f64::from(u8::from(choice == Choice::Packed)) * mean.ceil();
-                let width = size as u32 * full as u32;
-                let share = padding(lengths, &plan, width);
+                let full = u32::from(choice == Choice::Packed) * mean.ceil() as u32;
+                let share = padding(lengths, &plan, size as u32 * full);
                 report.number(&format!("padding.{set}.{key}.b{size}"), share);
                 line.push((size as f64, share));
             }
