@@ -231,7 +231,7 @@ fn main() -> anyhow::Result<()> {
     // The second is a thousand times lower, the third higher than the start.
     assert!(ends[0] > 1000. * ends[1] && ends[2] > valley.height_at(&start));
     let heights = heights.y_range(1e-4, 1e5); // room for the legend
-    let figure = panels(&[map, heights], 2)?;
+    let figure = panels(&[map, heights], 1)?;
     report.figure("", &figure)?;
     // NOTEBOOK: figure
     // CELL: An honest estimate
@@ -273,7 +273,7 @@ fn main() -> anyhow::Result<()> {
             .line("measured", close.clone())
             .points("", close.clone()),
     ];
-    let figure = panels(&charts, 2)?;
+    let figure = panels(&charts, 1)?;
     report.figure("noise", &figure)?;
     // NOTEBOOK: figure
     // CELL: One, thirty-two, or all
@@ -331,10 +331,10 @@ fn main() -> anyhow::Result<()> {
         ("By the clock", "seconds", |p| p.seconds),
     ];
     let charts = AXES.map(|(title, x, at)| {
-        let chart = Chart::new(title, x, "loss (nats)").log_x().log_y();
-        lines.iter().fold(chart, |chart, (name, points)| {
-            let later = points.iter().skip(1);
-            chart.line(name, later.map(|p| (at(p), p.loss)).collect())
+        let chart =
+            Chart::new(title, x, "loss (nats)").log_x().log_y().y_range(0.05, 10.);
+        lines.iter().fold(chart, |chart, (name, run)| {
+            chart.line(name, run.iter().skip(1).map(|p| (at(p), p.loss)).collect())
         })
     });
     let figure = panels(&charts, 1)?;

@@ -247,8 +247,10 @@ fn main() -> anyhow::Result<()> {
         println!("  {name:13} {:.2} at rate {:.4}", all[i], rates[i]);
         report.spread(&format!("text.{key}"), all[i]);
         report.number(&format!("text.{key}.rate"), rates[i]);
+        let points = rates.iter().copied().zip(all.iter().copied());
+        // Where a seed diverged there is no range to draw.
         let points: Vec<(f64, Spread)> =
-            rates.iter().copied().zip(all.iter().copied()).collect();
+            points.filter(|p| p.1.high.is_finite()).collect();
         chart = draw_spread(chart, name, &points, 1.);
         best.push((all[i], rates[i]));
         // At the rate that is best for momentum 0.9, or for SGD.
@@ -259,7 +261,11 @@ fn main() -> anyhow::Result<()> {
     println!("  momentum 0.99 at the rate of 0.9: {:.2}", unchanged[3]);
     report.spread("text.unchanged", unchanged[3]);
     report.number("text.steps", steps as f64);
-    // Nesterov is better than plain SGD, 0.99 worse than either.
+    // Nesterov is better than plain SGD, 0.99 worse than either; 0.9 cannot be told from
+    // SGD, nor from Nesterov, whose median is lower.
+    assert!(quick || best[1].0.overlaps(best[0].0));
+    assert!(quick || best[1].0.overlaps(best[2].0));
+    assert!(quick || best[2].0.median < best[1].0.median);
     assert!(quick || best[2].0.high < best[0].0.low);
     assert!(quick || best[3].0.low > best[0].0.high);
     report.tolerance("text", Some(0.05));

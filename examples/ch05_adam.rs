@@ -209,7 +209,7 @@ fn main() -> anyhow::Result<()> {
         let gradients = (0..60).map(|k| 10f64.powf(-12. + 0.2 * f64::from(k)));
         chart = chart.line(name, gradients.map(|g| (g, step(g))).collect());
     }
-    let figure = chart.log_x().log_y().draw()?;
+    let figure = chart.log_x().log_y().y_range(1e-8, 1e3).draw()?;
     report.figure("eps", &figure)?;
     // NOTEBOOK: figure
 
@@ -237,7 +237,7 @@ fn main() -> anyhow::Result<()> {
             path.iter().enumerate().map(|(t, x)| (t as f64, x[0].clamp(-1., 1.)));
         chart = chart.line(name, line.collect());
     }
-    let figure = chart.log_x().y_range(-1.1, 1.7).draw()?; // room for the legend
+    let figure = chart.log_x().y_range(-1.1, 2.2).draw()?; // room for the legend
     report.figure("reddi", &figure)?;
     // NOTEBOOK: figure
 

@@ -126,9 +126,9 @@ fn ex3() {
 
 // ANCHOR: ex4_starter
 /// The best rate and momentum of the heavy ball on a quadratic of curvatures `low` to
-/// `high`, as Polyak found them: `η = 4/(√high + √low)²`, and both ends critically
-/// damped or on the border of swinging: `μ = (1 − √(η low))²`. The momentum in terms of
-/// `κ = high/low` alone?
+/// `high`, as Polyak found them: `η = 4/(√high + √low)²`, and `μ = (1 − √(η low))²`,
+/// with which both ends are critical. What is this momentum in terms of `κ = high/low`
+/// alone?
 fn polyak(kappa: f64) -> f64 {
     todo!()
 }

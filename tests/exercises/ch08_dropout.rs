@@ -167,7 +167,8 @@ fn ex4() {
 // ANCHOR: ex5_starter
 /// Bytes that libtorch's dropouts keep until backward, one byte per element, for a
 /// batch of B rows of T tokens in a decoder of L layers, H heads and width D, with
-/// dropout at all the places of this chapter. (Ours keep none: they are drawn again.)
+/// dropout at all the places of this chapter. (Our kernel for GPUs keeps none: it draws
+/// them again.)
 fn mask_bytes(b: u64, t: u64, l: u64, h: u64, d: u64) -> u64 {
     todo!()
 }
