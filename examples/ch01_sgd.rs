@@ -1,5 +1,4 @@
-//! Chapter 1, stochastic gradient descent: `cargo run --example ch01_sgd`. With `--out
-//! DIR` it writes the page's figures and numbers; `--quick` does less of everything.
+//! Chapter 1, stochastic gradient descent: `cargo run --example ch01_sgd`.
 use downhill::lab::{
     Make, Report, Spread, Valley, Words, descend, grid, parallel, slope,
 };
@@ -11,6 +10,7 @@ use std::time::Instant;
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
 // NOTEBOOK: skip
+/// Chapter 1, stochastic gradient descent: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.

@@ -6,6 +6,7 @@ use downhill::plot::{Chart, panels};
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 
 // NOTEBOOK: skip
+/// Chapter 3, Adagrad: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.
@@ -311,7 +312,8 @@ fn main() -> anyhow::Result<()> {
         let as_it_is = best[i][2].0;
         assert!(quick || given_back.low < as_it_is.high);
         assert!(quick || i == 0 || as_it_is.low < given_back.high);
-        println!("  {kind} {given_back:.3}, {:.3}", best[i][2].0);
+        let name = ["words", "mixtures", "one by one"][i];
+        println!("  {name:10} {given_back:.3}, {as_it_is:.3}");
         report.spread(&format!("folklore.{kind}"), given_back);
     }
     report.tolerance("folklore", Some(0.05));

@@ -10,6 +10,7 @@ use downhill::schedule::constant;
 use tch::{Kind, Tensor, no_grad};
 
 // NOTEBOOK: skip
+/// Chapter 5, Adam: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.
@@ -128,7 +129,10 @@ fn main() -> anyhow::Result<()> {
                 paths = paths.line(name, way.collect());
             }
         }
-        println!("  {name:12} {:?}", line.iter().map(|l| l.1).collect::<Vec<_>>());
+        println!(
+            "  {name:12} {:?}",
+            line.iter().map(|l| l.1 as i64).collect::<Vec<_>>()
+        );
         needed = needed.line(name, line.clone()).points("", line);
     }
     assert!(adam.iter().all(|s| *s == adam[0]), "Adam felt the scale: {adam:?}");

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use tch::no_grad;
 
 // NOTEBOOK: skip
+/// Chapter 6, schedules: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.

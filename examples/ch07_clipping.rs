@@ -10,6 +10,7 @@ use downhill::plot::{Chart, panels};
 use tch::{Kind, Tensor, no_grad};
 
 // NOTEBOOK: skip
+/// Chapter 7, gradient clipping: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.
@@ -206,7 +207,7 @@ fn main() -> anyhow::Result<()> {
         let title = format!("{name}, a bad batch at step {BAD}");
         let mut chart = Chart::new(&title, "step", "loss (nats)");
         for (key, label, k) in [
-            ("none", "none", 0),
+            ("none", "no bad batch", 0),
             ("hit", "unclipped", 5),
             ("clipped", "clipped at 1", 6),
         ] {
@@ -219,7 +220,7 @@ fn main() -> anyhow::Result<()> {
         let [none, hit, clipped] = [0, 5, 6].map(|k| held_out(&runs[7 * m + k]));
         assert!(quick || clipped.high <= none.high, "{name}: {clipped}, {none}");
         assert!(clipped.median < hit.median, "{name}: clipping does not help");
-        charts.push(chart.x_range(0., 130.).y_range(2., 6.)); // room for the legend
+        charts.push(chart.x_range(0., 140.).y_range(2., 6.)); // room for the legend
     }
     let norm = Spread::of(runs[7 + 5].iter().map(|r| r.norms[BAD as usize]));
     report.number("bad.norm", norm.median);

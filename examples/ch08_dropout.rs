@@ -10,6 +10,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
 
 // NOTEBOOK: skip
+/// Chapter 8, dropout: prints short tables, and asserts what the page claims.
 #[derive(clap::Parser)]
 struct Args {
     /// Where to write the figures and the numbers.
