@@ -15,6 +15,7 @@ pub mod nf4;
 mod product;
 mod simd;
 
+use crate::autograd::upload;
 use crate::cuda::{Kernels, Nf4Scales};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -29,6 +30,9 @@ pub struct Nf4Tensor {
     absmax: Absmax,
     shape: [i64; 2],
     blocksize: usize,
+    /// See [`Nf4Tensor::settle`]: the mean of the scales, which becomes the offset, or
+    /// the largest one; finite if all weights are.
+    late: Option<Tensor>,
 }
 
 /// The scales of the blocks: one per `blocksize` weights.
@@ -61,6 +65,17 @@ impl Nf4Tensor {
         blocksize: usize,
         double_quant: bool,
     ) -> Result<Self> {
+        let mut q = Self::queued(w, blocksize, double_quant)?;
+        match q.settle()? {
+            true => Ok(q),
+            false => Err(Error::setting("weight", non_finite(w))),
+        }
+    }
+
+    /// The same without waiting for the device of `w`: whether the weights are finite
+    /// is not known before [`Nf4Tensor::settle`], and until then they cannot be used.
+    /// Errors as [`Nf4Tensor::quantize`] else.
+    pub fn queued(w: &Tensor, blocksize: usize, double_quant: bool) -> Result<Self> {
         check_blocksize(blocksize)?;
         let shape = match w.size()[..] {
             [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
@@ -88,14 +103,34 @@ impl Nf4Tensor {
             (_, Device::Cpu) => kernels::quantize(simd::best(), &w, blocksize),
             _ => nf4::encode(&w, blocksize),
         };
-        if !bool::try_from(absmax.isfinite().all())? {
-            return Err(Error::setting("weight", non_finite(&w)));
-        }
-        let absmax = match double_quant {
-            true => double::encode(&absmax)?,
-            false => Absmax::Plain(absmax),
+        let (absmax, late) = match double_quant {
+            true => {
+                let (codes, nested_absmax, mean) = double::encode(&absmax);
+                let code = Tensor::from_slice(&double::dynamic_map());
+                let code = upload(&code, w.device());
+                let offset = f32::NAN; // until it is read
+                (Absmax::Double { codes, nested_absmax, code, offset }, mean)
+            }
+            false => {
+                let largest = absmax.amax([0], false);
+                (Absmax::Plain(absmax), largest)
+            }
         };
-        Ok(Self { packed, absmax, shape, blocksize })
+        Ok(Self { packed, absmax, shape, blocksize, late: Some(late) })
+    }
+
+    /// Waits for a matrix that was [`Nf4Tensor::queued`], and completes it. Returns
+    /// whether its weights were finite: if not, it is of no use. Nothing happens to
+    /// one that is complete.
+    ///
+    /// Errors if libtorch cannot read from the device.
+    pub fn settle(&mut self) -> Result<bool> {
+        let Some(late) = self.late.take() else { return Ok(true) };
+        let number = f32::try_from(late)?;
+        if let Absmax::Double { offset, .. } = &mut self.absmax {
+            *offset = number;
+        }
+        Ok(number.is_finite())
     }
 
     /// A matrix that was quantized before, from its stored parts.
@@ -149,7 +184,7 @@ impl Nf4Tensor {
                 }
             }
         };
-        Ok(Self { packed, absmax, shape, blocksize })
+        Ok(Self { packed, absmax, shape, blocksize, late: None })
     }
 
     /// The weights again: `CODE[code] absmax` in f32, rounded once to `kind`.
@@ -275,7 +310,9 @@ impl Nf4Tensor {
 
     /// The same matrix on `device`; shares its memory where it lies there already.
     pub fn to_device(&self, device: Device) -> Self {
-        self.map(|t| t.to_device(device))
+        // A card fetches by itself, in its turn; from one, all must have come.
+        let by_itself = device.is_cuda();
+        self.map(|t| t.to_device_(device, t.kind(), by_itself, false))
     }
 
     /// The same matrix, sharing its memory: for a backward function to keep.
@@ -296,7 +333,8 @@ impl Nf4Tensor {
             }
         };
         let (shape, blocksize) = (self.shape, self.blocksize);
-        Self { packed: f(&self.packed), absmax, shape, blocksize }
+        let late = self.late.as_ref().map(&f);
+        Self { packed: f(&self.packed), absmax, shape, blocksize, late }
     }
 }
 
@@ -309,9 +347,16 @@ fn check_blocksize(blocksize: usize) -> Result<()> {
     Err(Error::setting("blocksize", what))
 }
 
-/// Names the first element of `w`, which has one, that is not finite in f32.
+/// Names the first element of `w` that is not finite in f32; if there is none, the
+/// mean of the scales is not.
 fn non_finite(w: &Tensor) -> String {
+    let w = w.detach().to_kind(Kind::Float);
     let bad = w.isfinite().logical_not().nonzero();
+    if bad.numel() == 0 {
+        let largest = w.abs().max().double_value(&[]) as f32;
+        let what = "expected weights whose mean magnitude fits into f32";
+        return format!("found magnitudes of up to {largest:e}; {what}");
+    }
     let (row, column) = (bad.int64_value(&[0, 0]), bad.int64_value(&[0, 1]));
     let value = w.double_value(&[row, column]);
     let fix = "the checkpoint is damaged, or was saved after training had diverged";
