@@ -271,7 +271,7 @@ fn a_step_takes_what_was_planned() {
 }
 
 /// Every `downhill` line between ```sh fences, `\` at its end joined to the next.
-fn commands(text: &str) -> Vec<Vec<String>> {
+pub fn commands(text: &str) -> Vec<Vec<String>> {
     let blocks = text.split("```sh\n").skip(1);
     let blocks = blocks.map(|b| b.split("```").next().unwrap().replace("\\\n", " "));
     let mut found = vec![];
