@@ -7,9 +7,9 @@ use super::weights::Weights;
 use crate::autograd::pinned;
 use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
 use crate::nn::{Linear, Weight};
-use crate::quant::{Nf4Tensor, bnb};
+use crate::quant::bnb;
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -83,7 +83,7 @@ fn bytes(t: &Tensor) -> usize {
 }
 
 /// `t` on its way to `device`, which fetches it in its turn.
-fn sent(t: &Tensor, device: Device) -> Result<Tensor> {
+pub(super) fn sent(t: &Tensor, device: Device) -> Result<Tensor> {
     Ok(t.f_to_device_(device, t.kind(), device.is_cuda(), false)?)
 }
 
@@ -121,9 +121,9 @@ pub(super) struct FromDisk<'a> {
     pub(super) failed: Option<Error>,
     /// Off, the model is stood in for by tensors without memory: for the copy alone.
     pub(super) keep: bool,
-    /// Nothing waits until a weight is quantized: whether all were finite is seen at
-    /// the end, by [`FromDisk::settle`].
+    /// Nothing waits until a weight is quantized: see [`FromDisk::settle`].
     pub(super) late: bool,
+    pub(super) queued: HashMap<String, Tensor>,
     ahead: Option<Ahead>,
     _frees: PromptFrees,
 }
@@ -150,6 +150,7 @@ impl<'a> FromDisk<'a> {
             failed: None,
             keep: true,
             late: options.device.is_cuda(),
+            queued: HashMap::new(),
             ahead: None,
             _frees: PromptFrees::new(),
         })
@@ -311,24 +312,6 @@ impl<'a> FromDisk<'a> {
             return Err(Error::tensor(file, weight, what));
         }
         Ok(Some(stored))
-    }
-
-    /// Quantizes a weight of the file's kind; what shall be copied must be complete.
-    pub(super) fn quantize(&self, weight: &str, w: &Tensor) -> Result<bnb::Stored> {
-        let (options, dtype) = (self.options, w.kind());
-        // Every kind fits into f32, and need not be made so beforehand.
-        let w = match options.kind {
-            Kind::Float => sent(w, options.device)?,
-            kind => sent(&w.f_to_kind(kind)?, options.device)?,
-        };
-        let quantize = match self.late && self.copy.is_none() {
-            true => Nf4Tensor::queued,
-            false => Nf4Tensor::quantize,
-        };
-        let q = quantize(&w, options.blocksize, options.double_quant);
-        let file = self.checkpoint.file_of(weight);
-        let matrix = q.map_err(|e| Error::tensor(file, weight, e.to_string()))?;
-        Ok(bnb::Stored { matrix, dtype, storage: Kind::Uint8 })
     }
 
     fn copied(&mut self, name: &str, t: &Tensor) -> Result<()> {

@@ -1,22 +1,51 @@
-//! Whether what was read late was sound. On a card nothing waits between two tensors:
-//! the disk, the copy and the quantizing of different ones overlap.
+//! Quantizing on the way. On a card nothing waits between two tensors, so that the
+//! disk, the copy and the quantizing of different ones overlap; whether all were sound
+//! is seen at the end.
 use super::decoder::Decoder;
-use super::load::FromDisk;
-use crate::Result;
+use super::load::{FromDisk, sent};
 use crate::nn::Weight;
-use tch::Tensor;
+use crate::quant::{Nf4Tensor, bnb};
+use crate::{Error, Result};
+use tch::{Kind, Tensor};
 
 impl FromDisk<'_> {
+    /// Quantizes a weight of the file's kind; what shall be copied must be complete.
+    pub(super) fn quantize(
+        &mut self,
+        weight: &str,
+        w: &Tensor,
+    ) -> Result<bnb::Stored> {
+        let (options, dtype) = (self.options, w.kind());
+        // Every kind fits into f32, and need not be made so beforehand.
+        let w = match options.kind {
+            Kind::Float => sent(w, options.device)?,
+            kind => sent(&w.f_to_kind(kind)?, options.device)?,
+        };
+        let (size, double) = (options.blocksize, options.double_quant);
+        let matrix = match self.late && self.copy.is_none() {
+            false => Nf4Tensor::quantize(&w, size, double),
+            true => Nf4Tensor::queued(&w, size, double).map(|(q, late)| {
+                self.queued.insert(weight.into(), late);
+                q
+            }),
+        };
+        let file = self.checkpoint.file_of(weight);
+        let failed = |e: Error| Error::tensor(file, weight, e.to_string());
+        let matrix = matrix.map_err(failed)?;
+        Ok(bnb::Stored { matrix, dtype, storage: Kind::Uint8 })
+    }
+
     /// Waits for the weights that were queued, and completes them. One that is not
     /// finite is read again, and quantized as where nothing is late: that says which
     /// number it is.
     pub(super) fn settle(&mut self, model: &mut Decoder) -> Result<()> {
         self.late = false;
         for (name, linear) in model.linears_mut() {
-            if let Weight::Nf4(q) = &mut linear.weight
-                && !q.settle()?
+            let weight = format!("{name}.weight");
+            let late = self.queued.remove(&weight);
+            if let (Weight::Nf4(q), Some(late)) = (&mut linear.weight, late)
+                && !q.settle(&late)?
             {
-                let weight = format!("{name}.weight");
                 let w = self.again(&weight)?;
                 *q = self.quantize(&weight, &w)?.matrix;
             }
@@ -39,7 +68,7 @@ mod tests {
     use crate::checkpoint::{Checkpoint, Writer};
     use crate::models::{LoadOptions, read_config};
     use std::path::Path;
-    use tch::{Device, Kind};
+    use tch::Device;
     use tempfile::TempDir;
 
     fn options(double_quant: bool) -> LoadOptions {

@@ -30,9 +30,6 @@ pub struct Nf4Tensor {
     absmax: Absmax,
     shape: [i64; 2],
     blocksize: usize,
-    /// See [`Nf4Tensor::settle`]: the mean of the scales, which becomes the offset, or
-    /// the largest one; finite if all weights are.
-    late: Option<Tensor>,
 }
 
 /// The scales of the blocks: one per `blocksize` weights.
@@ -65,17 +62,21 @@ impl Nf4Tensor {
         blocksize: usize,
         double_quant: bool,
     ) -> Result<Self> {
-        let mut q = Self::queued(w, blocksize, double_quant)?;
-        match q.settle()? {
+        let (mut q, late) = Self::queued(w, blocksize, double_quant)?;
+        match q.settle(&late)? {
             true => Ok(q),
             false => Err(Error::setting("weight", non_finite(w))),
         }
     }
 
-    /// The same without waiting for the device of `w`: whether the weights are finite
-    /// is not known before [`Nf4Tensor::settle`], and until then they cannot be used.
-    /// Errors as [`Nf4Tensor::quantize`] else.
-    pub fn queued(w: &Tensor, blocksize: usize, double_quant: bool) -> Result<Self> {
+    /// The same without waiting for the device of `w`: the matrix cannot be used until
+    /// [`Nf4Tensor::settle`] has read the number that comes with it, and whether the
+    /// weights are finite is not known before. Errors as [`Nf4Tensor::quantize`] else.
+    pub fn queued(
+        w: &Tensor,
+        blocksize: usize,
+        double_quant: bool,
+    ) -> Result<(Self, Tensor)> {
         check_blocksize(blocksize)?;
         let shape = match w.size()[..] {
             [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
@@ -116,16 +117,16 @@ impl Nf4Tensor {
                 (Absmax::Plain(absmax), largest)
             }
         };
-        Ok(Self { packed, absmax, shape, blocksize, late: Some(late) })
+        Ok((Self { packed, absmax, shape, blocksize }, late))
     }
 
-    /// Waits for a matrix that was [`Nf4Tensor::queued`], and completes it. Returns
-    /// whether its weights were finite: if not, it is of no use. Nothing happens to
-    /// one that is complete.
+    /// Completes a matrix that was [`Nf4Tensor::queued`] with the number that came with
+    /// it, and waits for that: the mean of the scales, or the largest one. Returns
+    /// whether it is finite, as it is if all weights are; if not, the matrix is of no
+    /// use.
     ///
     /// Errors if libtorch cannot read from the device.
-    pub fn settle(&mut self) -> Result<bool> {
-        let Some(late) = self.late.take() else { return Ok(true) };
+    pub fn settle(&mut self, late: &Tensor) -> Result<bool> {
         let number = f32::try_from(late)?;
         if let Absmax::Double { offset, .. } = &mut self.absmax {
             *offset = number;
@@ -184,7 +185,7 @@ impl Nf4Tensor {
                 }
             }
         };
-        Ok(Self { packed, absmax, shape, blocksize, late: None })
+        Ok(Self { packed, absmax, shape, blocksize })
     }
 
     /// The weights again: `CODE[code] absmax` in f32, rounded once to `kind`.
@@ -333,8 +334,7 @@ impl Nf4Tensor {
             }
         };
         let (shape, blocksize) = (self.shape, self.blocksize);
-        let late = self.late.as_ref().map(&f);
-        Self { packed: f(&self.packed), absmax, shape, blocksize, late }
+        Self { packed: f(&self.packed), absmax, shape, blocksize }
     }
 }
 
