@@ -72,6 +72,11 @@ impl Survey {
         })
     }
 
+    /// Numbers in the linears of the blocks.
+    pub fn linear_parameters(&self) -> u64 {
+        self.linears.iter().map(|(_, [out, input])| (out * input) as u64).sum()
+    }
+
     /// Bytes of the weights in memory: the blocks' linears in NF4 with double
     /// quantization in blocks of `Some(size)`, or not quantized; all else in `kind`.
     pub fn weight_bytes(&self, nf4: Option<usize>, kind: Kind) -> u64 {
