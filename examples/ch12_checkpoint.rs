@@ -3,7 +3,7 @@
 use downhill::checkpoint::Checkpoint;
 use downhill::generate::{Sampling, generate};
 use downhill::lab::faults::{of_deepseek, of_llama};
-use downhill::lab::published::SHAPES;
+use downhill::lab::published::{COMPARED, cached, shape_of};
 use downhill::lab::router::{
     KINDS, choices, counts, information, kind_of, load, shuffled,
 };
@@ -106,19 +106,19 @@ fn main() -> anyhow::Result<()> {
 
     // CELL: What a token leaves behind
     let mut chart = Bars::new("KiB a token leaves in the cache / would by head");
-    for shape in &SHAPES {
-        let [kept, apart] = shape.bytes().map(|b| b / 1024.);
-        let ratio = apart / kept;
-        println!("{:20} {kept:6.1} KiB, {apart:7.1} if apart", shape.0);
-        let text = format!("{kept:.0} / {apart:.0}");
-        chart = chart.bar(shape.0, kept, &text);
-        let key = shape.0.to_lowercase().replace('-', "_");
-        report.numbers(&format!("cache.{key}"), [("kib", kept), ("ratio", ratio)]);
-        report.number(&format!("cache.{key}.gib_128k"), kept * 128. / 1024.);
+    let mut left: Vec<f64> = vec![];
+    for name in COMPARED {
+        let [kept, apart] = cached(&shape_of(name)?).map(|b| b / 1024.);
+        println!("{name:20} {kept:6.1} KiB, {apart:7.1} if apart");
+        chart = chart.bar(name, kept, &format!("{kept:.0} / {apart:.0}"));
+        let at = format!("cache.{}", name.to_lowercase().replace('-', "_"));
+        report.numbers(&at, [("kib", kept), ("ratio", apart / kept)]);
+        report.number(&format!("{at}.gib_128k"), kept * 128. / 1024.);
+        left.push(kept);
     }
-    let [lite, llm]: [f64; 2] = [&SHAPES[5], &SHAPES[0]].map(|s| s.bytes()[0]);
+    let (llm, qwen, lite, v3) = (left[0], left[3], left[5], left[6]);
     report.number("cache.llm_over_lite", llm / lite);
-    assert!(llm / lite > 15. && SHAPES[6].bytes()[0] < SHAPES[3].bytes()[0] * 1.3);
+    assert!(llm / lite > 15. && v3 < qwen * 1.3);
     let figure = chart.draw();
     report.figure("", &figure)?;
     // NOTEBOOK: figure

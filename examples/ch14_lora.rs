@@ -1,11 +1,11 @@
 //! Chapter 14, LoRA: `cargo run --example ch14_lora`. With `--out DIR` it writes the
 //! page's figures and numbers; `--quick` does less of everything.
 use downhill::lab::dates::{Arm, Dates, Outcome, Tuned, Tuning, compare, loss};
-use downhill::lab::shapes::{self, Shapes, llama, v2_lite};
+use downhill::lab::published::shape_of;
 use downhill::lab::spectrum::{median, shares};
 use downhill::lab::{Report, Spread, draw_spread, parallel, slope};
 use downhill::lora::{self, LoraConfig, Modules};
-use downhill::models::Decoder;
+use downhill::models::{Decoder, Survey};
 use downhill::nn::{Weight, dropout::uniform};
 use downhill::optim::{AdamW, Driver, Optimizer, Param};
 use downhill::plot::{Bars, Chart, panels};
@@ -246,27 +246,27 @@ fn main() -> anyhow::Result<()> {
     }
 
     // CELL: What it costs
-    let models: [(&'static str, &'static str, Shapes); 5] = [
-        ("coder", "deepseek-coder-1.3b", llama([2048., 5504., 24., 2048.])),
-        ("qwen", "R1-Distill-Qwen-1.5B", llama([1536., 8960., 28., 256.])),
-        ("qwen7", "R1-Distill-Qwen-7B", llama([3584., 18944., 28., 512.])),
-        ("llm", "deepseek-llm-7b", llama([4096., 11008., 30., 4096.])),
-        ("lite", "DeepSeek-V2-Lite", v2_lite()),
+    let models: [[&'static str; 2]; 5] = [
+        ["coder", "deepseek-coder-1.3b"],
+        ["qwen", "R1-Distill-Qwen-1.5B"],
+        ["qwen7", "R1-Distill-Qwen-7B"],
+        ["llm", "deepseek-llm-7b"],
+        ["lite", "DeepSeek-V2-Lite"],
     ];
     let mut bars = Bars::new("Rank 16: weights, gradients and Adam's m and v, GiB");
-    for (key, name, shapes) in &models {
-        let all = shapes::weights(shapes);
-        let nf4 = all * (4. + 8. / 64. + 32. / (64. * 256.)) / 8. / GIB;
-        let sizes =
-            [("weights", all / 1e9), ("nf4", nf4), ("whole", all * 16. / GIB)];
+    for [key, name] in models {
+        let survey = Survey::of(name, shape_of(name)?)?;
+        let n = survey.linear_parameters() as f64;
+        let nf4 = n * (4. + 8. / 64. + 32. / (64. * 256.)) / 8. / GIB;
+        let sizes = [("weights", n / 1e9), ("nf4", nf4), ("whole", n * 16. / GIB)];
         report.numbers(&format!("cost.{key}"), sizes);
         for r in [8, 16, 64] {
-            let trained = shapes::adapters(shapes, f64::from(r));
-            let gib = trained * 16. / GIB;
-            let sizes = [("millions", trained / 1e6), ("gib", gib)];
+            let trained = survey.adapter_parameters(r, &["all-linear"]) as f64;
+            let (millions, gib) = (trained / 1e6, trained * 16. / GIB);
+            let sizes = [("millions", millions), ("gib", gib)];
             report.numbers(&format!("cost.{key}.r{r}"), sizes);
             if r == 16 {
-                println!("  {name:22} {:6.1} million, {gib:.2} GiB", trained / 1e6);
+                println!("  {name:22} {millions:6.1} million, {gib:.2} GiB");
                 bars = bars.bar(name, gib, &format!("{gib:.2}"));
             }
         }

@@ -1,7 +1,7 @@
 //! The shapes of the two checkpoints, and their `config.json`.
 use super::tokenizer::VOCABULARY;
 use downhill::models::{DecoderConfig, ExpertsConfig, LatentConfig};
-use downhill::nn::{Rope, RopeScaling, Routing, Score, dropout::Rates};
+use downhill::nn::{Routing, Score};
 use serde_json::{Value, json};
 
 /// A deepseek-llm in small.
@@ -14,18 +14,9 @@ pub fn dense() -> DecoderConfig {
         num_attention_heads: 6,
         num_key_value_heads: 2,
         head_dim: 32,
-        rms_norm_eps: 1e-6,
-        rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
         max_position_embeddings: 512,
         tie_word_embeddings: true,
-        attention_bias: false,
-        output_bias: false,
-        qk_norm: false,
-        mlp_bias: false,
-        latent: None,
-        experts: None,
-        extra_layers: 0,
-        dropout: Rates::default(),
+        ..DecoderConfig::default()
     }
 }
 

@@ -16,7 +16,7 @@ mod product;
 mod vectors;
 
 pub use check::gradcheck;
-pub use product::{Library, bf16_units, mm, mm_into};
+pub use product::{Library, bf16_units, compiles, mm, mm_into};
 
 use crate::{Error, Result};
 use std::ffi::{CStr, c_void};

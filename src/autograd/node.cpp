@@ -7,6 +7,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -60,6 +61,14 @@ struct RustNode : torch::autograd::Node {
 namespace at::native {
 void mkldnn_matmul(const Tensor &, const Tensor &, const Tensor &, float, float);
 }
+
+// oneDNN compiles a product for each shape of its factors and keeps it, and so does
+// libtorch's wrapper around it: two thirds of a MiB in all, for up to 1,024 shapes, and
+// with rows of unequal lengths nearly every step brings new ones. Both read how many to
+// keep when they are first used. 64 are more than a step takes, and what is set already
+// stays.
+static const int kept = setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64", 0) +
+                        setenv("LRU_CACHE_CAPACITY", "64", 0);
 
 extern "C" {
 // out = a b + beta out, by oneDNN. 0, or 1 and why not.

@@ -67,6 +67,12 @@ pub fn mm(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
+/// Whether oneDNN, which compiles each product anew, multiplies in this kind on the CPU:
+/// in 16 bits it is libtorch that asks it.
+pub fn compiles(kind: Kind) -> bool {
+    kind != Kind::Float || Library::fastest() == Library::OneDnn
+}
+
 /// Whether this processor is known to multiply in bf16 by itself.
 pub fn bf16_units() -> bool {
     #[cfg(target_arch = "x86_64")]

@@ -167,7 +167,8 @@ fn step(survey: &Survey, args: &Doctor, device: Device, kind: Kind) {
             cuda: device.is_cuda(),
         };
         let need = Memory::planned(survey, &sketch);
-        let above = need.part("activations") + need.part(Memory::HIGHEST);
+        let parts = ["activations", Memory::HIGHEST, Memory::COMPILED];
+        let above: usize = parts.iter().map(|part| need.part(part)).sum();
         let flag = format!("--gradient-checkpointing {checkpointing}");
         println!("{flag:44}{:>10}", sized(above as u64));
     }

@@ -1,12 +1,13 @@
 //! `downhill evaluate`: the loss and the metric of held-out rows.
+use super::holding::Holding;
 use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
 use downhill::data::{Labels, RowEncoder, Tokenizer};
-use downhill::models::{self, LoadOptions};
+use downhill::models;
 use downhill::train::{
-    ComputeDtype, Evaluation, Head, Rows, Task, exact_match, predict, saved_labels,
+    Evaluation, Head, Rows, Task, exact_match, predict, saved_labels,
 };
-use downhill::{checkpoint::atomic, device, lora};
+use downhill::{checkpoint::atomic, lora};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,23 +39,8 @@ pub(super) struct Evaluate {
     /// Write the numbers here, as JSON
     #[arg(long)]
     output_file: Option<PathBuf>,
-    /// Hold the model in 4 bits
-    #[arg(long, action = ArgAction::Set, default_value_t = true,
-          num_args = 0..=1, default_missing_value = "true")]
-    load_in_4bit: bool,
-    /// Weights that share a scale, as in training
-    #[arg(long, default_value_t = 64)]
-    bnb_4bit_blocksize: usize,
-    /// Quantize the scales of the blocks as well, as in training
-    #[arg(long, action = ArgAction::Set, default_value_t = true,
-          num_args = 0..=1, default_missing_value = "true")]
-    bnb_4bit_use_double_quant: bool,
-    /// auto: bf16 on a GPU, f32 on a CPU
-    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
-    compute_dtype: ComputeDtype,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    holding: Holding,
 }
 
 impl Evaluate {
@@ -68,25 +54,16 @@ impl Evaluate {
             bail!("--predict-with-generate: only with --task causal-lm");
         }
         let labels = self.labels()?;
-        let device = device::parse(&self.device)?;
+        let options = self.holding.options()?;
+        let device = options.device;
         let config = models::read_config(&self.model)?;
-        let tokenizer = match self.model.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::from_dir(&self.model)?),
-            false => None,
-        };
+        let tokenizer = Tokenizer::find(&self.model)?;
         let vocabulary = config.vocab_size;
         let encoder =
             RowEncoder::new(tokenizer.as_ref(), self.max_length, vocabulary);
         let rows =
             Rows::load(&self.eval_file, self.task, &encoder, labels.as_ref())?;
         eprintln!("{}: {rows}", self.eval_file.display());
-        let options = LoadOptions {
-            quantize: self.load_in_4bit,
-            blocksize: self.bnb_4bit_blocksize,
-            double_quant: self.bnb_4bit_use_double_quant,
-            kind: self.compute_dtype.kind(device),
-            device,
-        };
         let mut model = models::load(&self.model, &options, &mut |_, _| ())?;
         for note in &model.notes {
             eprintln!("{}: {note}", self.model.display());

@@ -1,12 +1,11 @@
 //! `downhill generate`: a prompt continued.
+use super::holding::Holding;
 use anyhow::{Result, bail};
-use clap::{ArgAction, Args};
+use clap::Args;
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
-use downhill::lora::TaskType;
-use downhill::models::{self, LoadOptions};
-use downhill::train::ComputeDtype;
-use downhill::{device, lora};
+use downhill::lora::{self, TaskType};
+use downhill::models;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -38,26 +37,11 @@ pub(super) struct Generate {
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Hold the model in 4 bits
-    #[arg(long, action = ArgAction::Set, default_value_t = true,
-          num_args = 0..=1, default_missing_value = "true")]
-    load_in_4bit: bool,
-    /// Weights that share a scale
-    #[arg(long, default_value_t = 64)]
-    bnb_4bit_blocksize: usize,
-    /// Quantize the scales of the blocks as well, as in training
-    #[arg(long, action = ArgAction::Set, default_value_t = true,
-          num_args = 0..=1, default_missing_value = "true")]
-    bnb_4bit_use_double_quant: bool,
     /// Folder that keeps the 4-bit form for the next start, or off
     #[arg(long, default_value = "off")]
     quantized_cache: PathBuf,
-    /// auto: bf16 on a GPU, f32 on a CPU
-    #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
-    compute_dtype: ComputeDtype,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    holding: Holding,
 }
 
 impl Generate {
@@ -75,15 +59,8 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         seed: g.seed,
     };
     sampling.check()?;
-    let device = device::parse(&g.device)?;
+    let options = g.holding.options()?;
     let tokenizer = Tokenizer::from_dir(&g.model)?;
-    let options = LoadOptions {
-        quantize: g.load_in_4bit,
-        blocksize: g.bnb_4bit_blocksize,
-        double_quant: g.bnb_4bit_use_double_quant,
-        kind: g.compute_dtype.kind(device),
-        device,
-    };
     let cache = g.quantized_cache.as_path();
     let cache = (cache != Path::new("off")).then_some(cache);
     let say = &mut |line: &str| eprintln!("{line}");
@@ -99,7 +76,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
             );
         }
         let parameters = model.named_parameters();
-        lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
+        lora::load_adapter(dir, (model.linears_mut(), parameters), options.device)?;
         lora::settle(model.linears_mut())?;
     }
     let prompt = match g.chat {

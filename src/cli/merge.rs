@@ -183,10 +183,7 @@ fn merge(m: &Merge) -> Result<ExitCode> {
 
 /// Divergence of the merged model's predictions from those of model and adapter.
 fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
-    let tokenizer = match m.model.join("tokenizer.json").exists() {
-        true => Some(Tokenizer::from_dir(&m.model)?),
-        false => None,
-    };
+    let tokenizer = Tokenizer::find(&m.model)?;
     let vocabulary = models::read_config(&m.model)?.vocab_size;
     let encoder = RowEncoder::new(tokenizer.as_ref(), 2048, vocabulary);
     let rows = Rows::load(file, Task::CausalLm, &encoder, None)?;

@@ -6,6 +6,7 @@ mod doctor;
 mod evaluate;
 mod finetune;
 mod generate;
+mod holding;
 mod merge;
 mod preview;
 mod quantize;

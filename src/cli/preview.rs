@@ -41,10 +41,7 @@ impl Preview {
     pub(super) fn run(mut self) -> Result<ExitCode> {
         self.model = super::resolve(&self.model)?;
         let config = models::read_config(&self.model)?;
-        let tokenizer = match self.model.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::from_dir(&self.model)?),
-            false => None,
-        };
+        let tokenizer = Tokenizer::find(&self.model)?;
         let encoder = RowEncoder {
             completion_only_loss: self.completion_only_loss,
             assistant_only_loss: self.assistant_only_loss,

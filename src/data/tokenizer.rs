@@ -39,6 +39,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// As [`Tokenizer::from_dir`], where there is a `tokenizer.json` at all: rows may
+    /// come as ids.
+    pub fn find(dir: &Path) -> Result<Option<Self>> {
+        let there = dir.join("tokenizer.json").exists();
+        there.then(|| Self::from_dir(dir)).transpose()
+    }
+
     /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`,
     /// `special_tokens_map.json`, `generation_config.json`, `config.json` and the chat
     /// template (`chat_template.jinja`, `chat_template.json`, or the key

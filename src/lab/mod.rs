@@ -15,7 +15,6 @@ mod recorded;
 mod report;
 pub mod router;
 pub mod rows;
-pub mod shapes;
 pub mod shipped;
 pub mod small;
 pub mod spectrum;

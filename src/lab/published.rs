@@ -1,30 +1,41 @@
-//! Shapes of published checkpoints.
+//! What published checkpoints take, by their shapes.
+use crate::models::{DecoderConfig, published};
+use crate::{Error, Result};
 
-// ANCHOR: published
-/// Of a published `config.json`: layers, heads, key-value heads, the width of a key and
-/// of a value; and with latent attention the sizes of the latent and of the turned key.
-#[derive(Debug)]
-pub struct Shape(pub &'static str, [i64; 5], Option<[i64; 2]>);
-
-/// As their `config.json` on the hub says.
-pub const SHAPES: [Shape; 7] = [
-    Shape("deepseek-llm-7b", [30, 32, 32, 128, 128], None),
-    Shape("deepseek-llm-67b", [95, 64, 8, 128, 128], None),
-    Shape("R1-Distill-Llama-8B", [32, 32, 8, 128, 128], None),
-    Shape("R1-Distill-Qwen-7B", [28, 28, 4, 128, 128], None),
-    Shape("R1-0528-Qwen3-8B", [36, 32, 8, 128, 128], None),
-    Shape("DeepSeek-V2-Lite", [27, 16, 16, 192, 128], Some([512, 64])),
-    Shape("DeepSeek-V3", [61, 128, 128, 192, 128], Some([512, 64])),
+/// Those whose caches chapter 12 compares.
+pub const COMPARED: [&str; 7] = [
+    "deepseek-llm-7b",
+    "deepseek-llm-67b",
+    "R1-Distill-Llama-8B",
+    "R1-Distill-Qwen-7B",
+    "R1-0528-Qwen3-8B",
+    "DeepSeek-V2-Lite",
+    "DeepSeek-V3",
 ];
 
-impl Shape {
-    /// Bytes in 16 bits that a token leaves in the cache; and that it would, if every
-    /// head kept its own key and value.
-    pub fn bytes(&self) -> [f64; 2] {
-        let [layers, heads, kv_heads, key, value] = self.1;
-        let per_head = key + value;
-        let kept = self.2.map_or(kv_heads * per_head, |[latent, key]| latent + key);
-        [kept, heads * per_head].map(|n| (2 * layers * n) as f64)
-    }
+/// The shape of the published checkpoint `name`.
+///
+/// # Errors
+/// None of this name.
+pub fn shape_of(name: &str) -> Result<DecoderConfig> {
+    let found = published()?.into_iter().find(|(n, _)| *n == name);
+    let none = || Error::setting("name", format!("no published shape of `{name}`"));
+    Ok(found.ok_or_else(none)?.1)
+}
+
+// ANCHOR: published
+/// Bytes in 16 bits that a token leaves in the cache of a model of this shape; and that
+/// it would, if every head kept its own key and value.
+pub fn cached(c: &DecoderConfig) -> [f64; 2] {
+    let heads = c.num_attention_heads;
+    let numbers = match &c.latent {
+        None => [2 * c.num_key_value_heads * c.head_dim, 2 * heads * c.head_dim],
+        // The latent and the turned key, which all heads share.
+        Some(l) => [
+            l.kv_lora_rank + c.head_dim,
+            heads * (l.qk_nope_head_dim + c.head_dim + l.v_head_dim),
+        ],
+    };
+    numbers.map(|n| (2 * c.num_hidden_layers * n) as f64)
 }
 // ANCHOR_END: published

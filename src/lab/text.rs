@@ -1,8 +1,8 @@
 //! A small Transformer that learns to spell, on a real book.
 use super::{Make, Spread, by_seed};
 use crate::models::{Decoder, DecoderConfig};
+use crate::nn::Mode;
 use crate::nn::dropout::{Rates, uniform};
-use crate::nn::{Mode, Rope, RopeScaling};
 use crate::optim::{Param, state_bytes};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
@@ -132,18 +132,9 @@ impl Text {
             num_attention_heads: 4,
             num_key_value_heads: 4,
             head_dim: 16,
-            rms_norm_eps: 1e-6,
-            rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
             max_position_embeddings: CONTEXT as i64,
-            tie_word_embeddings: false,
-            attention_bias: false,
-            output_bias: false,
-            qk_norm: false,
-            mlp_bias: false,
-            latent: None,
-            experts: None,
-            extra_layers: 0,
             dropout: self.dropout,
+            ..DecoderConfig::default()
         };
         Decoder::random(config, seed)
     }

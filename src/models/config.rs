@@ -2,7 +2,7 @@
 //! A small file per family adds its own keys.
 use super::rope::RopeKeys;
 use super::{deepseek_v2, deepseek_v3, llama, qwen2, qwen3};
-use crate::nn::{Rope, Routing, dropout::Rates};
+use crate::nn::{Rope, RopeScaling, Routing, dropout::Rates};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -50,6 +50,33 @@ pub struct DecoderConfig {
     pub extra_layers: i64,
     /// What is dropped in training; all 0 in DeepSeek's files.
     pub dropout: Rates,
+}
+
+impl Default for DecoderConfig {
+    /// What a plain Llama does; the sizes, 0, are for whoever asks to fill in.
+    fn default() -> Self {
+        Self {
+            vocab_size: 0,
+            hidden_size: 0,
+            intermediate_size: 0,
+            num_hidden_layers: 0,
+            num_attention_heads: 0,
+            num_key_value_heads: 0,
+            head_dim: 0,
+            rms_norm_eps: 1e-6,
+            rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
+            max_position_embeddings: 0,
+            tie_word_embeddings: false,
+            attention_bias: false,
+            output_bias: false,
+            qk_norm: false,
+            mlp_bias: false,
+            latent: None,
+            experts: None,
+            extra_layers: 0,
+            dropout: Rates::default(),
+        }
+    }
 }
 
 /// Sizes of latent attention ([`crate::nn::Mla`]).
@@ -265,19 +292,12 @@ impl Shared {
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_attention_heads,
-            head_dim: 0,
             rms_norm_eps: self.rms_norm_eps,
             rope: self.rope.read(context)?,
             max_position_embeddings: context,
             tie_word_embeddings: self.tie_word_embeddings,
-            attention_bias: false,
-            output_bias: false,
-            qk_norm: false,
-            mlp_bias: false,
-            latent: None,
-            experts: None,
-            extra_layers: 0,
             dropout: Rates { attention, ..Rates::default() },
+            ..DecoderConfig::default()
         })
     }
 }

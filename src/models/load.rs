@@ -7,9 +7,9 @@ use super::weights::Weights;
 use crate::autograd::pinned;
 use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
 use crate::nn::{Linear, Weight};
-use crate::quant::{Nf4Tensor, bnb};
+use crate::quant::bnb;
 use crate::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -82,6 +82,11 @@ fn bytes(t: &Tensor) -> usize {
     t.numel() * t.kind().elt_size_in_bytes()
 }
 
+/// `t` on its way to `device`, which fetches it in its turn.
+pub(super) fn sent(t: &Tensor, device: Device) -> Result<Tensor> {
+    Ok(t.f_to_device_(device, t.kind(), device.is_cuda(), false)?)
+}
+
 /// What the reading thread gives: tensors in the order in which they will be asked for.
 struct Ahead {
     queue: Receiver<(String, Result<Tensor>)>,
@@ -102,8 +107,8 @@ impl Ahead {
 
 /// Reads a checkpoint, and may write what it reads to another.
 pub(super) struct FromDisk<'a> {
-    checkpoint: &'a Checkpoint,
-    options: &'a LoadOptions,
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) options: &'a LoadOptions,
     /// How bitsandbytes quantized the checkpoint, if it did.
     quantized: Option<Bitsandbytes>,
     used: BTreeSet<String>,
@@ -116,6 +121,9 @@ pub(super) struct FromDisk<'a> {
     pub(super) failed: Option<Error>,
     /// Off, the model is stood in for by tensors without memory: for the copy alone.
     pub(super) keep: bool,
+    /// Nothing waits until a weight is quantized: see [`FromDisk::settle`].
+    pub(super) late: bool,
+    pub(super) queued: HashMap<String, Tensor>,
     ahead: Option<Ahead>,
     _frees: PromptFrees,
 }
@@ -141,6 +149,8 @@ impl<'a> FromDisk<'a> {
             copy: None,
             failed: None,
             keep: true,
+            late: options.device.is_cuda(),
+            queued: HashMap::new(),
             ahead: None,
             _frees: PromptFrees::new(),
         })
@@ -152,6 +162,7 @@ impl<'a> FromDisk<'a> {
         let passed = checkpoint.names().filter(|name| extra.holds(name)).count();
         self.total -= passed;
         let mut model = self.built(config)?;
+        self.settle(&mut model)?;
         if passed > 0 {
             model.notes.push(extra.note(passed));
         }
@@ -243,7 +254,7 @@ impl<'a> FromDisk<'a> {
     fn held(&self, t: Tensor, kind: Kind) -> Result<Tensor> {
         let device = self.options.device;
         match self.keep {
-            true => Ok(t.f_to_kind(kind)?.f_to_device(device)?),
+            true => sent(&t.f_to_kind(kind)?, device),
             false => self.stand_in(&t.size()),
         }
     }
@@ -301,20 +312,6 @@ impl<'a> FromDisk<'a> {
             return Err(Error::tensor(file, weight, what));
         }
         Ok(Some(stored))
-    }
-
-    /// Quantizes a weight of the file's kind.
-    fn quantize(&self, weight: &str, w: &Tensor) -> Result<bnb::Stored> {
-        let (options, dtype) = (self.options, w.kind());
-        // Every kind fits into f32, and need not be made so beforehand.
-        let w = match options.kind {
-            Kind::Float => w.f_to_device(options.device)?,
-            kind => w.f_to_kind(kind)?.f_to_device(options.device)?,
-        };
-        let q = Nf4Tensor::quantize(&w, options.blocksize, options.double_quant);
-        let file = self.checkpoint.file_of(weight);
-        let matrix = q.map_err(|e| Error::tensor(file, weight, e.to_string()))?;
-        Ok(bnb::Stored { matrix, dtype, storage: Kind::Uint8 })
     }
 
     fn copied(&mut self, name: &str, t: &Tensor) -> Result<()> {

@@ -18,6 +18,7 @@ mod quantize;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod settle;
 mod survey;
 mod weights;
 

@@ -7,9 +7,14 @@ use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::nn::Linear;
 use crate::quant::{bnb, double};
-use crate::{Error, Result};
+use crate::{Error, Result, autograd};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
+
+/// Products that oneDNN keeps compiled at most (`autograd/node.cpp`), and bytes of one.
+const KEPT: usize = 64;
+const PRODUCT: u64 = 650 << 10;
 
 /// A checkpoint, surveyed.
 #[derive(Clone, Debug)]
@@ -72,6 +77,11 @@ impl Survey {
         })
     }
 
+    /// Numbers in the linears of the blocks.
+    pub fn linear_parameters(&self) -> u64 {
+        self.linears.iter().map(|(_, [out, input])| (out * input) as u64).sum()
+    }
+
     /// Bytes of the weights in memory: the blocks' linears in NF4 with double
     /// quantization in blocks of `Some(size)`, or not quantized; all else in `kind`.
     pub fn weight_bytes(&self, nf4: Option<usize>, kind: Kind) -> u64 {
@@ -90,6 +100,22 @@ impl Survey {
             rest = rest.saturating_sub(n);
         }
         bytes + rest * width
+    }
+
+    /// Bytes that oneDNN, where it multiplies, compiles for a step in `kind` on a CPU:
+    /// for each shape of a weight its panels and the last of them, forward and
+    /// backward, and the first in backward, which begins a sum; two for the head. With
+    /// experts for each number of tokens as well, so as many as are kept.
+    pub fn compiled_bytes(&self, kind: Kind) -> u64 {
+        if !autograd::compiles(kind) {
+            return 0;
+        }
+        let shapes: BTreeSet<_> = self.linears.iter().map(|(_, s)| s).collect();
+        let products = match self.config.experts {
+            None => (5 * shapes.len() + 2).min(KEPT),
+            Some(_) => KEPT,
+        };
+        products as u64 * PRODUCT
     }
 
     /// Parameters of adapters of rank `r` on the linears whose last name is one of

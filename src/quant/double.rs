@@ -1,10 +1,9 @@
 //! Double quantization: the scales of the blocks are numbers too, and 32 bits for
 //! every 64 weights is half a bit per weight. Stored in 8 bits, themselves with one
 //! scale per 256, they cost an eighth of one (QLoRA, arXiv 2305.14314, section 3).
-use super::Absmax;
 use super::nf4::in_blocks;
-use crate::Result;
-use tch::{Device, Kind, Tensor};
+use crate::autograd::upload;
+use tch::{Kind, Tensor};
 
 /// Scales that share one scale of their own.
 pub const NESTED_BLOCKSIZE: usize = 256;
@@ -59,34 +58,21 @@ fn borders(map: &[f32; 256]) -> [f32; 255] {
 /// Quantizes block scales to 8 bits: `offset = mean(absmax)`, and `absmax - offset`
 /// in blocks of [`NESTED_BLOCKSIZE`] over the levels of [`dynamic_map`].
 ///
-/// `absmax`: f32 `[blocks]`, any device. Returns [`Absmax::Double`] on it. The mean
-/// is libtorch's, whose last bit depends on the device and, above 32,768 scales, on
-/// the number of threads. Errors if libtorch cannot copy the scales to the CPU,
-/// where the rest is done: they are few.
-pub fn encode(absmax: &Tensor) -> Result<Absmax> {
-    let map = dynamic_map();
-    let borders = borders(&map);
-    let offset = absmax.mean(Kind::Float).double_value(&[]) as f32;
-    let scales = Vec::<f32>::try_from(absmax.to_device(Device::Cpu))?;
-    let (mut codes, mut nested_absmax) =
-        (Vec::with_capacity(scales.len()), Vec::new());
-    for block in scales.chunks(NESTED_BLOCKSIZE) {
-        let top = block.iter().fold(0.0, |top: f32, x| top.max((x - offset).abs()));
-        let scale = 1.0 / top;
-        codes.extend(block.iter().map(|x| {
-            // If all scales of a block are the mean, 0 * inf is NaN, and its code 0.
-            let x = (x - offset) * scale;
-            borders.partition_point(|border| x > *border) as u8
-        }));
-        nested_absmax.push(top);
-    }
-    let device = absmax.device();
-    Ok(Absmax::Double {
-        codes: Tensor::from_slice(&codes).to_device(device),
-        nested_absmax: Tensor::from_slice(&nested_absmax).to_device(device),
-        code: Tensor::from_slice(&map).to_device(device),
-        offset,
-    })
+/// `absmax`: f32 `[blocks]`, any device. Returns on it the codes, u8 `[blocks]`; their
+/// scales, f32 `[ceil(blocks / 256)]`; and the offset, f32 `[]`. Nothing waits for the
+/// device. The mean is libtorch's, whose last bit depends on the device and, above
+/// 32,768 scales, on the number of threads.
+pub fn encode(absmax: &Tensor) -> (Tensor, Tensor, Tensor) {
+    let offset = absmax.mean(Kind::Float);
+    let blocks = in_blocks(&(absmax - &offset), NESTED_BLOCKSIZE);
+    let nested_absmax = blocks.abs().amax([1], false);
+    let scaled = blocks * nested_absmax.reciprocal().unsqueeze(1);
+    let borders = Tensor::from_slice(&borders(&dynamic_map()));
+    let borders = upload(&borders, absmax.device());
+    // If all scales of a block are the mean, 0 * inf is NaN, and its code 0.
+    let codes = scaled.nan_to_num(-2.0, None, None).bucketize(&borders, true, false);
+    let codes = codes.to_kind(Kind::Uint8).flatten(0, -1);
+    (codes.narrow(0, 0, absmax.numel() as i64), nested_absmax, offset)
 }
 // ANCHOR_END: encode
 

@@ -15,6 +15,7 @@ pub mod nf4;
 mod product;
 mod simd;
 
+use crate::autograd::upload;
 use crate::cuda::{Kernels, Nf4Scales};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -61,6 +62,21 @@ impl Nf4Tensor {
         blocksize: usize,
         double_quant: bool,
     ) -> Result<Self> {
+        let (mut q, late) = Self::queued(w, blocksize, double_quant)?;
+        match q.settle(&late)? {
+            true => Ok(q),
+            false => Err(Error::setting("weight", non_finite(w))),
+        }
+    }
+
+    /// The same without waiting for the device of `w`: the matrix cannot be used until
+    /// [`Nf4Tensor::settle`] has read the number that comes with it, and whether the
+    /// weights are finite is not known before. Errors as [`Nf4Tensor::quantize`] else.
+    pub fn queued(
+        w: &Tensor,
+        blocksize: usize,
+        double_quant: bool,
+    ) -> Result<(Self, Tensor)> {
         check_blocksize(blocksize)?;
         let shape = match w.size()[..] {
             [rows, columns] if rows > 0 && columns > 0 => [rows, columns],
@@ -88,14 +104,34 @@ impl Nf4Tensor {
             (_, Device::Cpu) => kernels::quantize(simd::best(), &w, blocksize),
             _ => nf4::encode(&w, blocksize),
         };
-        if !bool::try_from(absmax.isfinite().all())? {
-            return Err(Error::setting("weight", non_finite(&w)));
-        }
-        let absmax = match double_quant {
-            true => double::encode(&absmax)?,
-            false => Absmax::Plain(absmax),
+        let (absmax, late) = match double_quant {
+            true => {
+                let (codes, nested_absmax, mean) = double::encode(&absmax);
+                let code = Tensor::from_slice(&double::dynamic_map());
+                let code = upload(&code, w.device());
+                let offset = f32::NAN; // until it is read
+                (Absmax::Double { codes, nested_absmax, code, offset }, mean)
+            }
+            false => {
+                let largest = absmax.amax([0], false);
+                (Absmax::Plain(absmax), largest)
+            }
         };
-        Ok(Self { packed, absmax, shape, blocksize })
+        Ok((Self { packed, absmax, shape, blocksize }, late))
+    }
+
+    /// Completes a matrix that was [`Nf4Tensor::queued`] with the number that came with
+    /// it, and waits for that: the mean of the scales, or the largest one. Returns
+    /// whether it is finite, as it is if all weights are; if not, the matrix is of no
+    /// use.
+    ///
+    /// Errors if libtorch cannot read from the device.
+    pub fn settle(&mut self, late: &Tensor) -> Result<bool> {
+        let number = f32::try_from(late)?;
+        if let Absmax::Double { offset, .. } = &mut self.absmax {
+            *offset = number;
+        }
+        Ok(number.is_finite())
     }
 
     /// A matrix that was quantized before, from its stored parts.
@@ -275,7 +311,9 @@ impl Nf4Tensor {
 
     /// The same matrix on `device`; shares its memory where it lies there already.
     pub fn to_device(&self, device: Device) -> Self {
-        self.map(|t| t.to_device(device))
+        // A card fetches by itself, in its turn; from one, all must have come.
+        let by_itself = device.is_cuda();
+        self.map(|t| t.to_device_(device, t.kind(), by_itself, false))
     }
 
     /// The same matrix, sharing its memory: for a backward function to keep.
@@ -309,9 +347,16 @@ fn check_blocksize(blocksize: usize) -> Result<()> {
     Err(Error::setting("blocksize", what))
 }
 
-/// Names the first element of `w`, which has one, that is not finite in f32.
+/// Names the first element of `w` that is not finite in f32; if there is none, the
+/// mean of the scales is not.
 fn non_finite(w: &Tensor) -> String {
+    let w = w.detach().to_kind(Kind::Float);
     let bad = w.isfinite().logical_not().nonzero();
+    if bad.numel() == 0 {
+        let largest = w.abs().max().double_value(&[]) as f32;
+        let what = "expected weights whose mean magnitude fits into f32";
+        return format!("found magnitudes of up to {largest:e}; {what}");
+    }
     let (row, column) = (bad.int64_value(&[0, 0]), bad.int64_value(&[0, 1]));
     let value = w.double_value(&[row, column]);
     let fix = "the checkpoint is damaged, or was saved after training had diverged";

@@ -31,10 +31,7 @@ impl Base {
         check_folder(&settings.model)?;
         // The rows first: they are read in a moment, and wrong more often.
         let config = models::read_config(&settings.model)?;
-        let tokenizer = match settings.model.join("tokenizer.json").exists() {
-            true => Some(Tokenizer::from_dir(&settings.model)?),
-            false => None,
-        };
+        let tokenizer = Tokenizer::find(&settings.model)?;
         let encoder = RowEncoder {
             completion_only_loss: settings.completion_only_loss,
             assistant_only_loss: settings.assistant_only_loss,

@@ -35,6 +35,9 @@ impl Memory {
     /// Name of the part that [`Memory::planned`] gives to what is largest for a moment.
     pub const HIGHEST: &str = "scores, or a layer in backward";
 
+    /// Name of the part that [`Memory::planned`] gives to what oneDNN compiles.
+    pub const COMPILED: &str = "products, compiled";
+
     /// Of a run at its highest: the same parts as [`Memory::of`], but nothing is
     /// measured. What backward needs of a layer is counted from the tensors that the
     /// functions in `nn` keep.
@@ -62,6 +65,7 @@ impl Memory {
             (true, Some(_)) => sizes.max().unwrap_or(0) * w,
             _ => 0,
         };
+        let compiled = if run.cuda { 0 } else { model.compiled_bytes(run.kind) };
         let parts = [
             ("weights", model.weight_bytes(run.nf4, run.kind)),
             ("adapters", trained),
@@ -70,6 +74,7 @@ impl Memory {
             ("activations", tokens * (kept + ends)),
             (Self::HIGHEST, highest),
             ("one weight, unpacked", unpacked),
+            (Self::COMPILED, compiled),
         ];
         let parts = parts.map(|(name, bytes)| (name, bytes as usize));
         Self(parts.into_iter().filter(|(_, bytes)| *bytes > 0).collect())

@@ -2,7 +2,7 @@
 use super::golden::gap;
 use downhill::generate::{Sampling, generate};
 use downhill::lab::faults::{of_deepseek, of_llama};
-use downhill::lab::published::SHAPES;
+use downhill::lab::published::{cached, shape_of};
 use downhill::lab::router::{choices, counts, information, kind_of, load, shuffled};
 use downhill::lab::small::{Small, losses, scores};
 use downhill::lab::writing::{beam, fresh, without_cache};
@@ -148,9 +148,9 @@ fn small_helpers() {
 /// 61 layers of 512 and 64 numbers; 30 of 32 heads' keys and values.
 #[test]
 fn bytes_in_the_cache() {
-    let bytes =
-        |name: &str| SHAPES.iter().find(|s| s.0 == name).expect("a shape").bytes();
-    assert_eq!(bytes("DeepSeek-V3")[0], 61. * 576. * 2.);
+    let bytes = |name: &str| cached(&shape_of(name).expect("a shape"));
+    assert_eq!(bytes("DeepSeek-V3"), [61. * 576. * 2., 61. * 128. * 320. * 2.]);
+    assert_eq!(bytes("DeepSeek-V2-Lite"), [27. * 576. * 2., 27. * 16. * 320. * 2.]);
     assert_eq!(bytes("deepseek-llm-7b"), [30. * 2. * 4096. * 2.; 2]);
     assert_eq!(bytes("R1-Distill-Qwen-7B")[1] / bytes("R1-Distill-Qwen-7B")[0], 7.);
 }

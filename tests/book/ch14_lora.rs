@@ -3,9 +3,8 @@
 //! merging: `lora_merge`.)
 use downhill::data::{Dataset, Tokenizer};
 use downhill::lab::dates::{Arm, Dates, Tuning, compare, loss};
-use downhill::lab::shapes::{adapters, llama, v2_lite, weights};
 use downhill::lora::{self, LoraConfig, Modules};
-use downhill::models::{LoadOptions, load};
+use downhill::models::{LoadOptions, Survey, load, published, survey};
 use downhill::nn::Weight;
 use downhill::train::{exact_match, predict};
 use std::fs;
@@ -22,21 +21,36 @@ fn tuning(lora: Option<LoraConfig>, lr: f64, steps: i64) -> Tuning {
 
 #[test]
 fn shapes_count_what_models_have() {
-    let tiny = llama([192., 512., 4., 64.]);
+    let tiny = survey("examples/data/tiny".as_ref()).unwrap();
     let mut model = Dates::load(4, 4).unwrap().model(false).unwrap();
     let linears = model.linears_mut().into_iter();
     let sizes = linears.map(|(_, l)| l.weight.shape());
-    let sizes: f64 = sizes.map(|[o, i]| (o * i) as f64).sum();
-    assert_eq!(weights(&tiny), sizes);
+    let sizes: i64 = sizes.map(|[o, i]| o * i).sum();
+    assert_eq!(tiny.linear_parameters(), sizes as u64);
     let named = lora::attach(model.linears_mut(), &rank(5, 5.), 1, Device::Cpu);
-    let trained: f64 = named.unwrap().iter().map(|(_, t)| t.numel() as f64).sum();
-    assert_eq!(adapters(&tiny, 5.), trained);
-    // With embedding, head and routers: the sizes that are published.
-    let lite = weights(&v2_lite()) + (2. * 102_400. + 26. * 64.) * 2048.;
-    assert!((lite / 15.7e9 - 1.).abs() < 1e-3, "{lite}");
-    let seven = weights(&llama([4096., 11008., 30., 4096.]));
-    let seven = seven + 2. * 102_400. * 4096.;
-    assert!((seven / 6.91e9 - 1.).abs() < 1e-3, "{seven}");
+    let trained: usize = named.unwrap().iter().map(|(_, t)| t.numel()).sum();
+    assert_eq!(tiny.adapter_parameters(5, &["all-linear"]), trained as u64);
+    // All weights, in billions, as they are published.
+    let known = [
+        ("deepseek-coder-1.3b", 1.35),
+        ("R1-Distill-Qwen-1.5B", 1.78),
+        ("deepseek-llm-7b", 6.91),
+        ("R1-Distill-Qwen-7B", 7.62),
+        ("R1-Distill-Llama-8B", 8.03),
+        ("DeepSeek-V2-Lite", 15.7),
+        ("R1-Distill-Llama-70B", 70.6),
+        ("DeepSeek-V3", 671.),
+    ];
+    let mut found = vec![];
+    for (name, config) in published().unwrap() {
+        let all = Survey::of(name, config).unwrap().parameters as f64 / 1e9;
+        let Some((_, told)) = known.iter().find(|(n, _)| *n == name) else {
+            continue;
+        };
+        assert!((all / told - 1.).abs() < 4e-3, "{name}: {all}");
+        found.push(name);
+    }
+    assert_eq!(found, known.map(|(name, _)| name));
 }
 
 #[test]
@@ -149,5 +163,6 @@ fn arms_share_rates_and_seeds() {
         let (a, b) = (run(6), run(7));
         assert_eq!([o.loss.low, o.loss.high], [a.min(b), a.max(b)]);
     }
-    assert_eq!(found[1].trained as f64, weights(&llama([192., 512., 4., 64.])));
+    let tiny = survey("examples/data/tiny".as_ref()).unwrap();
+    assert_eq!(found[1].trained as u64, tiny.linear_parameters());
 }

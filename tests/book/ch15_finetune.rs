@@ -136,6 +136,9 @@ fn readme() -> Vec<(&'static str, &'static str)> {
 fn the_readmes_sizes_are_the_shapes() {
     let table = readme();
     for (name, config) in published().unwrap() {
+        if name == "DeepSeek-V3" {
+            continue; // 671 billion: it is not run on one machine
+        }
         let line = table.iter().find(|(names, _)| names.contains(name));
         let (_, told) =
             line.unwrap_or_else(|| panic!("{name} is not in the README"));
@@ -235,7 +238,7 @@ fn measure(case: &str) {
     let took = peak(step).unwrap().expect("told by the system");
     let s = Sketch { checkpointing, ..sketch(4, 256) };
     let plan = Memory::planned(&survey, &s);
-    let parts = ["gradients", "activations", Memory::HIGHEST];
+    let parts = ["gradients", "activations", Memory::HIGHEST, Memory::COMPILED];
     let planned: usize = parts.iter().map(|p| plan.part(p)).sum();
     println!("\nneed {planned} {took}");
 }
@@ -254,9 +257,6 @@ fn a_step_takes_what_was_planned() {
             let case = format!("{shape} {checkpointing}");
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.args([name, "--exact", "--nocapture", "--test-threads=1"]);
-            // Tensors are planned; not the code that oneDNN compiles for each shape of a
-            // product and keeps, some ten MiB whatever the model.
-            command.env("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0");
             let output = command.env(MODE, &case).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{text}");
@@ -271,7 +271,7 @@ fn a_step_takes_what_was_planned() {
 }
 
 /// Every `downhill` line between ```sh fences, `\` at its end joined to the next.
-fn commands(text: &str) -> Vec<Vec<String>> {
+pub fn commands(text: &str) -> Vec<Vec<String>> {
     let blocks = text.split("```sh\n").skip(1);
     let blocks = blocks.map(|b| b.split("```").next().unwrap().replace("\\\n", " "));
     let mut found = vec![];

@@ -1,7 +1,6 @@
 //! What several test modules share: small models, temporary folders, the GPU if any.
 use downhill::lora::{LoraConfig, Modules, Named, attach};
 use downhill::models::{Decoder, DecoderConfig};
-use downhill::nn::{Rope, RopeScaling, dropout::Rates};
 use std::io::Write;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -39,18 +38,8 @@ pub fn config() -> DecoderConfig {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 8,
-        rms_norm_eps: 1e-6,
-        rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
         max_position_embeddings: 128,
-        tie_word_embeddings: false,
-        attention_bias: false,
-        output_bias: false,
-        qk_norm: false,
-        mlp_bias: false,
-        latent: None,
-        experts: None,
-        extra_layers: 0,
-        dropout: Rates::default(),
+        ..DecoderConfig::default()
     }
 }
 

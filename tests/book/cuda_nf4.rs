@@ -95,14 +95,14 @@ fn dequantizes(device: Device) {
                 let (stored, scales) = match double_quant {
                     false => (Absmax::Plain(absmax.copy()), absmax),
                     true => {
-                        let stored = double::encode(&absmax).unwrap();
-                        let Absmax::Double { codes, nested_absmax, code, offset } =
-                            &stored
-                        else {
-                            panic!("plain scales")
-                        };
-                        let s = double::decode(codes, nested_absmax, code, *offset);
-                        (stored, s)
+                        let (codes, nested_absmax, mean) = double::encode(&absmax);
+                        let code = Tensor::from_slice(&double::dynamic_map());
+                        let offset = f32::try_from(mean).unwrap();
+                        let scales =
+                            double::decode(&codes, &nested_absmax, &code, offset);
+                        let stored =
+                            Absmax::Double { codes, nested_absmax, code, offset };
+                        (stored, scales)
                     }
                 };
                 let n = shape[0] * shape[1];

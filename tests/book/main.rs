@@ -49,6 +49,7 @@ mod parity_optim;
 mod parity_train;
 mod product;
 mod quant;
+mod recipes;
 mod room;
 mod sampling;
 mod schedule;

@@ -319,3 +319,32 @@ fn a_forward_keeps_no_more_than_is_counted_for_it() {
     assert!(growth <= counted, "{} MiB, {}", growth >> 20, counted >> 20);
     assert!(growth > counted / 4, "{} MiB, {}", growth >> 20, counted >> 20);
 }
+
+/// In the process of its own: 400 products of as many shapes, as rows of unequal lengths
+/// bring them.
+fn measure_shapes() {
+    use downhill::autograd::Library;
+    tch::set_num_threads(1);
+    let (x, w) = (wave(&[800, 256], Kind::Float), wave(&[256, 256], Kind::Float));
+    let y = Tensor::zeros([800, 256], (Kind::Float, Device::Cpu));
+    let product = |rows: i64| {
+        let (x, mut y) = (x.narrow(0, 0, rows), y.narrow(0, 0, rows));
+        Library::OneDnn.mm(&x, &w, &mut y, false).unwrap();
+    };
+    product(800);
+    let before = status("VmRSS");
+    (300..700).for_each(product);
+    println!("\ngrowth {} model 0", status("VmRSS").saturating_sub(before));
+}
+
+/// oneDNN and libtorch keep what they compiled for a shape: so many of them and no more.
+#[test]
+fn products_of_many_shapes_are_not_all_kept() {
+    if std::env::var(MODE).is_ok() {
+        return measure_shapes();
+    }
+    let name = "memory::products_of_many_shapes_are_not_all_kept";
+    let (growth, _) = child(name, "shapes", None);
+    println!("{} MiB for 400 shapes", growth >> 20);
+    assert!(growth < 64 << 20, "{} MiB", growth >> 20);
+}

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the same work by a well-known tool and by downhill, in turn, on
 //! this machine. `peers` is a fine-tune, beside PEFT + bitsandbytes; `optim` is an
-//! optimizer's step, beside torch.optim; `gpu` is all that needs a GPU.
+//! optimizer's step, beside torch.optim; `latent` is latent attention with and without
+//! its shortcut; `gpu` is all that needs a GPU.
 
 use crate::{bundle, setup, sh, tools};
 use anyhow::{Context, Result, bail};
@@ -13,17 +14,18 @@ const PEERS: &[&str] = &[
     "bitsandbytes==0.50.2",
 ];
 
-/// `cargo xtask bench peers|optim|gpu [ARGS]`; the arguments go to the script.
+/// `cargo xtask bench peers|optim|latent|gpu [ARGS]`; the arguments go to the script.
 pub fn main(args: &[String]) -> Result<()> {
     match args.first().map(String::as_str) {
         Some("peers") => run("benches/peers.py", ["--bin", "downhill"], &args[1..]),
         Some("optim") => {
             run("benches/optim.py", ["--example", "bench_optim"], &args[1..])
         }
+        Some("latent") => latent(&args[1..]),
         Some("gpu") => gpu(&args[1..]),
         _ => {
             bail!(
-                "bench takes `peers`, `optim` or `gpu`, found `{}`",
+                "bench takes `peers`, `optim`, `latent` or `gpu`, found `{}`",
                 args.join(" ")
             )
         }
@@ -47,6 +49,15 @@ fn gpu(args: &[String]) -> Result<()> {
         script.args(flag("--tests", &["test", "--test", "book", "--no-run"])?);
     }
     sh::become_program(script.args(args))
+}
+
+/// No peers: the script needs a Python and nothing else.
+fn latent(args: &[String]) -> Result<()> {
+    setup::ensure()?;
+    sh::check(&mut sh::cargo(["build", "--example", "bench_latent"]))?;
+    println!("Measure on an idle machine.");
+    let python = sh::which(&["python3"]).context("no python3")?;
+    sh::become_program(sh::command(python).arg("benches/latent.py").args(args))
 }
 
 fn run(script: &str, ours: [&str; 2], args: &[String]) -> Result<()> {

@@ -4,6 +4,7 @@
 use crate::{notebooks, setup, sh, tools};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -101,6 +102,22 @@ fn find_rust_sources() -> Option<PathBuf> {
     [rustup].into_iter().chain(debian).find(|p| p.join("std/src/lib.rs").is_file())
 }
 
+/// What the kernel's folder is built from: the compiler, and a hash of all that it
+/// makes the library of. The command (`main.rs`, `cli`) is no part of that.
+fn built_from(root: &Path, rustc: &str) -> Result<String> {
+    let (src, mut hasher) = (root.join("src"), DefaultHasher::new());
+    let command = [src.join("main.rs"), src.join("cli")];
+    let mut files = sh::files(&src, "");
+    files.retain(|f| !command.iter().any(|c| f.starts_with(c)));
+    files.extend(["Cargo.toml", "Cargo.lock", "build.rs"].map(|f| root.join(f)));
+    for file in files {
+        let text = std::fs::read(&file)
+            .with_context(|| format!("cannot read {}", sh::shown(&file)))?;
+        (file.strip_prefix(root)?, text).hash(&mut hasher);
+    }
+    Ok(format!("{}\n{:016x}\n", rustc.trim(), hasher.finish()))
+}
+
 /// A folder in which evcxr has built everything once. Each kernel starts from a copy
 /// of it: two kernels in one folder disturb each other, and an empty one compiles tch.
 fn template(python: &Path) -> Result<()> {
@@ -109,14 +126,19 @@ fn template(python: &Path) -> Result<()> {
     let stamp = template.join("downhill-stamp");
     let rustc =
         sh::output(sh::command("rustc").arg("--version")).unwrap_or_default();
-    let wanted = rustc + &sh::read(&sh::root().join("Cargo.toml"))?;
+    let wanted = built_from(&sh::root(), &rustc)?;
     if std::fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
         return Ok(());
     }
     println!("building the kernel's folder: 4 to 6 minutes on 2 cores, once");
     let build = target.join("evcxr-build");
+    // What an interrupted or failed build has compiled is kept, and else what the
+    // last one has: with another library tch need not be compiled again.
+    if !build.is_dir() && template.is_dir() {
+        std::fs::remove_file(&stamp).ok();
+        std::fs::rename(&template, &build)?;
+    }
     std::fs::remove_dir_all(&template).ok();
-    // What an interrupted or failed build has compiled is kept.
     std::fs::create_dir_all(&build)?;
     std::fs::create_dir_all(sh::root().join("chapters/notebooks"))?;
     let cells = [
@@ -146,4 +168,45 @@ fn template(python: &Path) -> Result<()> {
     }
     std::fs::rename(&build, &template)?;
     sh::write(&stamp, &wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stamp_is_that_of_the_library() {
+        let root =
+            std::env::temp_dir().join(format!("stamp-{}", std::process::id()));
+        let put =
+            |file: &str, text: &str| sh::write(&root.join(file), text).unwrap();
+        let stamp = || built_from(&root, "rustc 1\n").unwrap();
+        let all =
+            ["Cargo.toml", "Cargo.lock", "build.rs", "src/lib.rs", "src/a/k.cu"];
+        for file in all.into_iter().chain(["src/main.rs", "src/cli/mod.rs"]) {
+            put(file, "1");
+        }
+        let first = stamp();
+        assert_eq!(stamp(), first);
+        for file in all {
+            put(file, "2");
+            assert_ne!(stamp(), first, "{file}");
+            put(file, "1");
+            assert_eq!(stamp(), first, "{file}");
+        }
+        // Another compiler; another name; a file more.
+        assert_ne!(built_from(&root, "rustc 2\n").unwrap(), first);
+        std::fs::rename(root.join("src/a"), root.join("src/b")).unwrap();
+        assert_ne!(stamp(), first);
+        std::fs::rename(root.join("src/b"), root.join("src/a")).unwrap();
+        put("src/new.rs", "");
+        assert_ne!(stamp(), first);
+        std::fs::remove_file(root.join("src/new.rs")).unwrap();
+        // The command and the tests are not in it.
+        for file in ["src/main.rs", "src/cli/mod.rs", "tests/a.rs", "README.md"] {
+            put(file, "2");
+            assert_eq!(stamp(), first, "{file}");
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 }

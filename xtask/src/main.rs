@@ -64,7 +64,7 @@ const COMMANDS: &[Command] = &[
     ),
     Command(
         "bench",
-        "peers|optim|gpu [ARGS]",
+        "peers|optim|latent|gpu [ARGS]",
         "speed side by side with others",
         bench::main,
     ),
