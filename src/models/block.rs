@@ -84,8 +84,8 @@ impl Block {
         // ANCHOR_END: block
     }
 
-    /// The feed-forward part. Where many experts' results are summed by weights that
-    /// learn, backward reads them in any case.
+    /// The feed-forward part. With experts all of it: their results are multiplied by
+    /// weights that depend on x, and for these backward reads them.
     fn feed(&self, x: &Tensor, need: Need, mode: Mode) -> Result<Tensor> {
         match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward_for(need, x, mode),

@@ -142,36 +142,31 @@ impl Adapter {
         // For backward d is kept, or made again from x, which is there anyway.
         let kept = if dropped.is_cheap() { x2 } else { d };
         let (w, wanted) = (base.weight.shallow_clone(), x.requires_grad());
-        // x stands there twice: autograd adds the two parts of its gradient. In 16 bits
-        // and without dropout they are one; in f32 the order of sums is kept as it was.
-        let one = dropped.is_none() && kind.elt_size_in_bytes() == 2;
-        let inputs = [x, x, &self.a, &self.b];
-        let mut y = autograd::custom(
-            &inputs,
-            || Ok(vec![y]),
-            move |dy| {
-                let Some(dy) = &dy[0] else {
-                    return Ok(vec![None, None, None, None]);
-                };
-                let u = rows(dy); // [N, out]
-                let t = u.f_mm(&b)? * scale; // [N, r]
-                let d = match dropped.is_cheap() {
-                    true => dropped.apply(&kept)?,
-                    false => kept.shallow_clone(),
-                };
-                let grads = [t.tr().f_mm(&d)?, u.tr().f_mm(&h)?];
-                let [da, db] = grads.map(|g| Some(g.to_kind(learned)));
-                if !wanted {
-                    return Ok(vec![None, None, da, db]);
-                }
-                let dx = w.back(dy)?;
-                let beside = match one {
-                    true => dx.f_view_as(&d)?.f_addmm_(&t, &a).map(|_| None)?,
-                    false => Some(dropped.apply(&t.f_mm(&a)?)?.f_view_as(&dx)?),
-                };
-                Ok(vec![beside, Some(dx), da, db])
-            },
-        )?;
+        // In 16 bits t A is added to u W here, if no dropout lies between. Else autograd
+        // adds the two: x stands there twice, and in f32 sums keep their old order.
+        let joined = dropped.is_none() && kind.elt_size_in_bytes() == 2;
+        let (inputs, forward) = ([x, x, &self.a, &self.b], || Ok(vec![y]));
+        let mut y = autograd::custom(&inputs, forward, move |dy| {
+            let Some(dy) = &dy[0] else { return Ok(vec![None, None, None, None]) };
+            let u = rows(dy); // [N, out]
+            let t = u.f_mm(&b)? * scale; // [N, r]
+            let d = match dropped.is_cheap() {
+                true => dropped.apply(&kept)?,
+                false => kept.shallow_clone(),
+            };
+            let grads = [t.tr().f_mm(&d)?, u.tr().f_mm(&h)?];
+            let [da, db] = grads.map(|g| Some(g.to_kind(learned)));
+            if !wanted {
+                return Ok(vec![None, None, da, db]);
+            }
+            let dx = w.back(dy)?;
+            if joined {
+                let _ = dx.f_view_as(&d)?.f_addmm_(&t, &a)?;
+                return Ok(vec![None, Some(dx), da, db]);
+            }
+            let own = dropped.apply(&t.f_mm(&a)?)?.f_view_as(&dx)?;
+            Ok(vec![Some(own), Some(dx), da, db])
+        })?;
         self.with_bias(y.remove(0))
     }
     // ANCHOR_END: add_to

@@ -409,7 +409,7 @@ fn a_second_pass_is_told_that_nobody_reads_it() {
     let (x, w) = (leaf(&[1., 2.]), told.clone());
     let y = checkpoint_kept(&[&x], false, move |xs, need| {
         w.lock().unwrap().push(need);
-        let like = (&xs[0]).detach();
+        let like = xs[0].detach();
         let forward = || Ok(vec![need.of(&[2], &like, || Ok(&xs[0] * 3.))?]);
         let back = |dy: &[Option<Tensor>]| Ok(vec![dy[0].as_ref().map(|d| d * 3.)]);
         Ok(custom(&[&xs[0]], forward, back)?.remove(0))
