@@ -44,8 +44,9 @@ def shape(name):
 # --- What is possible -----------------------------------------------------------------
 
 def linears(c):
-    """Weights of the blocks' linears: all of them, those that a token meets, and the
-    numbers of the adapters that it meets."""
+    """Weights of the blocks' linears: all of them, those that a token meets, the numbers
+    of the adapters that it meets, and the last products of blocks without experts, which
+    checkpointing does not compute again: their weights, and numbers of B."""
     d, heads = c["hidden_size"], c["num_attention_heads"]
     if c["model_type"] == "deepseek_v2":
         qk = c["qk_nope_head_dim"] + c["qk_rope_head_dim"]
@@ -56,26 +57,28 @@ def linears(c):
         kv = c["num_key_value_heads"] * d // heads
         attention = [(d, d), (kv, d), (kv, d), (d, d)]
     mlp = lambda f: [(f, d), (f, d), (d, f)]
-    held, met = [], []
+    held, met, last = [], [], []
     for layer in range(c["num_hidden_layers"]):
         held += attention
         met += attention
         if layer < c.get("first_k_dense_replace", c["num_hidden_layers"]):
             held += mlp(c["intermediate_size"])
             met += mlp(c["intermediate_size"])
+            last += mlp(c["intermediate_size"])[2:]
         else:
             f = c["moe_intermediate_size"]
             shared = mlp(c["n_shared_experts"] * f)
             held += shared + c["n_routed_experts"] * mlp(f)
             met += shared + c["num_experts_per_tok"] * mlp(f)
     size = lambda all_: sum(a * b for a, b in all_)
-    return size(held), size(met), sum(R * (a + b) for a, b in met)
+    lora = sum(R * (a + b) for a, b in met)
+    return size(held), size(met), lora, (size(last), sum(R * a for a, _ in last))
 
 
 def flop(c, length):
     """Per token: forward, backward, and what checkpointing computes again. Frozen
     weights have no gradient, so backward costs what forward does."""
-    _, met, lora = linears(c)
+    _, met, lora, (last, last_b) = linears(c)
     heads = c["num_attention_heads"]
     qk = v = c["hidden_size"] // heads
     if c["model_type"] == "deepseek_v2":
@@ -84,23 +87,25 @@ def flop(c, length):
     head = 2 * c["vocab_size"] * c["hidden_size"]
     forward = 2 * met + head + 2 * lora + attention
     backward = 2 * met + head + 4 * lora + 2.5 * attention
-    return forward, backward, 2 * met + 2 * lora + attention
+    again = 2 * (met - last) + 2 * (lora - last_b) + attention
+    return forward, backward, again
 
 
 def bound(c, length, checkpointing, tflops=TFLOPS, gb_s=GB_S):
     """Tokens a second that nothing can exceed: matrix products at the card's full
     speed, and each weight dequantized at that of its memory, per pass."""
     forward, backward, again = flop(c, length)
-    tokens, held = BATCH * length, linears(c)[0]
+    held, _, _, (last, _) = linears(c)
+    tokens, dequantized = BATCH * length, 2 * held + (held - last if checkpointing else 0)
     work = tokens * (forward + backward + (again if checkpointing else 0)) / (tflops * 1e12)
-    dequantize = (3 if checkpointing else 2) * held * (0.516 + 2) / (gb_s * 1e9)
+    dequantize = dequantized * (0.516 + 2) / (gb_s * 1e9)
     return tokens / (work + dequantize)
 
 
 def bounds(tflops=TFLOPS, gb_s=GB_S):
     def of(name):
         c = shape(name)
-        held, met, lora = linears(c)
+        held, met, lora, (last, _) = linears(c)
         rows = {}
         for length in LENGTHS:
             forward, backward, again = flop(c, length)
@@ -110,7 +115,7 @@ def bounds(tflops=TFLOPS, gb_s=GB_S):
                 "with_checkpointing": bound(c, length, True, tflops, gb_s),
             }
         return {"linear_weights": held, "linear_weights_met": met,
-                "lora_met": lora, **rows}
+                "lora_met": lora, "down": last / met, **rows}
 
     return {"tflops": tflops, "gb_s": gb_s, **{n.replace(".", "_"): of(n) for n in SHAPES}}
 

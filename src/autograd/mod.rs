@@ -70,12 +70,46 @@ pub fn custom(
 }
 
 /// Vector-Jacobian product: the gradients of `sum(y * dy)` with respect to `inputs`,
-/// without touching any `.grad`. `None` where `y` does not depend on an input.
+/// without touching any `.grad` or reading `y`. `None` where `y` does not depend on an
+/// input.
 pub fn vjp(y: &Tensor, dy: &Tensor, inputs: &[&Tensor]) -> Result<Grads> {
-    // tch starts every backward from ones; the product makes that start `dy`.
-    let root = tch::with_grad(|| (y * dy.detach()).sum(y.kind()));
-    let grads = Tensor::f_run_backward(&[root], inputs, false, false)?;
+    // tch starts every backward from a one of its own; this node makes `dy` of it.
+    let (dy, like) = (dy.detach(), (y.kind(), y.device()));
+    let sum = || Ok(vec![Tensor::f_zeros([] as [i64; 0], like)?]);
+    let start = move |_: &[_]| Ok(vec![Some(dy.shallow_clone())]);
+    let root = tch::with_grad(|| custom(&[y], sum, start))?;
+    let grads = Tensor::f_run_backward(&root, inputs, false, false)?;
     Ok(grads.into_iter().map(|g| g.defined().then_some(g)).collect())
+}
+
+/// What of a result is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Need {
+    /// Its numbers.
+    Value,
+    /// Only the graph behind it, to go back through. So it is with the result of a
+    /// layer that [`checkpoint_kept`] computes again: what comes after the layer has
+    /// read its numbers long ago, and a last operation whose own backward does not
+    /// read them either need not compute them.
+    Graph,
+}
+
+impl Need {
+    /// `value()`; where nobody reads it a stand-in of its `shape`, of the kind and on
+    /// the device of `like`, that takes neither time nor memory: one zero, seen
+    /// everywhere.
+    pub fn of(
+        self,
+        shape: &[i64],
+        like: &Tensor,
+        value: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if self == Self::Value {
+            return value();
+        }
+        let zero = Tensor::f_zeros([1], (like.kind(), like.device()))?;
+        Ok(zero.f_expand(shape, false)?)
+    }
 }
 
 /// Gradient checkpointing: computes `f(inputs)` without keeping its inner results,
@@ -91,19 +125,19 @@ pub fn checkpoint(
     inputs: &[&Tensor],
     f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
 ) -> Result<Tensor> {
-    checkpoint_kept(inputs, false, f)
+    checkpoint_kept(inputs, false, move |xs, _| f(xs))
 }
 
-/// As [`checkpoint`]. With `offload` the first input waits for backward in host memory,
-/// so that the device holds nothing of this layer meanwhile; both copies run beside
-/// the host.
+/// As [`checkpoint`]; `f` is told whether its result will be read, or only gone back
+/// through. With `offload` the first input waits for backward in host memory, so that
+/// the device holds nothing of this layer meanwhile; both copies run beside the host.
 ///
 /// # Errors
 /// As [`custom`].
 pub fn checkpoint_kept(
     inputs: &[&Tensor],
     offload: bool,
-    f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
+    f: impl Fn(&[Tensor], Need) -> Result<Tensor> + Send + 'static,
 ) -> Result<Tensor> {
     let wanted: Vec<bool> = inputs.iter().map(|x| x.requires_grad()).collect();
     let mut kept: Vec<Tensor> = inputs.iter().map(|x| x.shallow_clone()).collect();
@@ -118,27 +152,27 @@ pub fn checkpoint_kept(
         let host = |x: &Tensor| x.to_device_(Device::Cpu, x.kind(), true, true);
         *x = no_grad(|| host(x));
     }
-    let mut recompute = move |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+    let mut again = move || {
         if offload && let Some(x) = kept.first_mut() {
             *x = upload(x, home);
         }
-        let xs = leaves(&kept);
-        (tch::with_grad(|| f(&xs)), xs)
+        leaves(&kept)
     };
     let shared = std::sync::Arc::new(std::sync::Mutex::new(f));
-    let again = shared.clone();
+    let f = shared.clone();
     let run = move || {
-        let f = shared.lock().unwrap_or_else(|e| e.into_inner());
-        Ok(vec![f(&first)?])
+        let f = f.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(vec![f(&first, Need::Value)?])
     };
     let mut outputs = custom(inputs, run, move |grads| {
-        let f = again.lock().unwrap_or_else(|e| e.into_inner());
-        let (y, xs) = recompute(&*f);
+        let f = shared.lock().unwrap_or_else(|e| e.into_inner());
+        let xs = again();
         let Some(dy) = &grads[0] else {
             return Ok(xs.iter().map(|_| None).collect());
         };
+        let y = tch::with_grad(|| f(&xs, Need::Graph))?;
         let used: Vec<&Tensor> = xs.iter().filter(|x| x.requires_grad()).collect();
-        let mut found = vjp(&y?, dy, &used)?.into_iter();
+        let mut found = vjp(&y, dy, &used)?.into_iter();
         let pick = |x: &Tensor| match x.requires_grad() {
             true => found.next().flatten(),
             false => None,

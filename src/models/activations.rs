@@ -42,10 +42,10 @@ impl DecoderConfig {
                     (2 * (chosen + 1) * d + f, 4 * f + 3 * chosen * d)
                 }
             };
-            // In f32 an adapter keeps its input after dropout and what dropout
-            // multiplied it by, and a norm its input. All else is in `kind`.
-            bytes += wide * (2 * (inputs + mlp_inputs) + 2 * d);
-            bytes += narrow * (inner + mlp_inner + 4 * d);
+            // In f32 an adapter keeps what dropout multiplied its input by, and a norm
+            // its input. All else is in `kind`, an adapter's input after dropout too.
+            bytes += wide * (inputs + mlp_inputs + 2 * d);
+            bytes += narrow * (inputs + mlp_inputs + inner + mlp_inner + 4 * d);
         }
         tokens * bytes
     }

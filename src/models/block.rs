@@ -2,6 +2,7 @@
 use super::config::{DecoderConfig, ExpertsConfig, LatentConfig};
 use super::weights::Weights;
 use crate::Result;
+use crate::autograd::{self, Need};
 use crate::nn::{
     Attention, Dropping, FeedForward, Gqa, LayerCache, Linear, Mla, Mode, Moe,
     Query, RmsNorm, Rotation, Router, Rows, Score, SwiGlu, dropout::dropout,
@@ -66,7 +67,7 @@ impl Block {
         x: &Tensor,
         (rows, rotation): (&Rows, &Rotation),
         cache: Option<&mut LayerCache>,
-        mode: Mode,
+        (need, mode): (Need, Mode),
         see: &mut dyn FnMut(&Tensor),
     ) -> Result<Tensor> {
         let drop = |y: Tensor, nth: u32| match self.dropout > 0. {
@@ -78,8 +79,18 @@ impl Block {
         let y = self.attention.forward(&normed, rows, rotation, cache, mode)?;
         let (x, normed) = self.post_norm.join(&x, Some(&drop(y, 0)))?;
         see(&normed);
-        Ok(x + drop(self.mlp.forward(&normed, mode)?, 1))
+        let y = self.feed(&normed, need, mode)?;
+        added(&x, &drop(y, 1), need)
         // ANCHOR_END: block
+    }
+
+    /// The feed-forward part. With experts all of it: their results are multiplied by
+    /// weights that depend on x, and for these backward reads them.
+    fn feed(&self, x: &Tensor, need: Need, mode: Mode) -> Result<Tensor> {
+        match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.forward_for(need, x, mode),
+            experts => experts.forward(x, mode),
+        }
     }
 
     /// Its linear layers by their names below the layer's.
@@ -109,6 +120,16 @@ impl Block {
             ..*self
         }
     }
+}
+
+/// `x + y`.
+fn added(x: &Tensor, y: &Tensor, need: Need) -> Result<Tensor> {
+    let sum = || Ok(vec![need.of(&x.size(), x, || Ok(x.f_add(y)?))?]);
+    let mut sum = autograd::custom(&[x, y], sum, |dy| {
+        let dy = || dy[0].as_ref().map(Tensor::shallow_clone);
+        Ok(vec![dy(), dy()])
+    })?;
+    Ok(sum.remove(0))
 }
 
 fn norm(w: &mut dyn Weights, name: &str, size: i64, eps: f64) -> Result<RmsNorm> {

@@ -2,11 +2,12 @@
 use super::block::{Block, place};
 use super::config::DecoderConfig;
 use super::weights::{Random, Weights};
+use crate::Result;
+use crate::autograd::{self, Need};
 use crate::nn::{
     KvCache, Linear, Mode, RmsNorm, Rotation, Rows, Weight, cross_entropy,
     dropout::{Rates, dropout},
 };
-use crate::{Result, autograd};
 use tch::{Kind, Tensor};
 
 /// A decoder-only language model.
@@ -154,7 +155,10 @@ impl Decoder {
                 |x: &Tensor| see(&format!("{at}.post_attention_layernorm"), x);
             x = match self.checkpointing && mode != Mode::Eval {
                 true => recomputed(block, &x, geometry, mode, self.offload)?,
-                false => block.forward(&x, geometry, layer, mode, &mut normed)?,
+                false => {
+                    let mode = (Need::Value, mode);
+                    block.forward(&x, geometry, layer, mode, &mut normed)?
+                }
             };
             see(&at, &x);
         }
@@ -251,7 +255,7 @@ fn recomputed(
         .collect();
     let inputs: Vec<&Tensor> = std::iter::once(x).chain(&adapters).collect();
     let (rows, rotation) = (rows.shallow_clone(), rotation.shallow_clone());
-    autograd::checkpoint_kept(&inputs, offload, move |leaves| {
+    autograd::checkpoint_kept(&inputs, offload, move |leaves, need| {
         let mut block = block.shallow_clone();
         let mut leaves = leaves.iter().map(Tensor::shallow_clone);
         let x = leaves.next().unwrap_or_else(Tensor::new);
@@ -260,6 +264,6 @@ fn recomputed(
                 *t = leaves.next().unwrap_or_else(Tensor::new);
             }
         }
-        block.forward(&x, (&rows, &rotation), None, mode, &mut |_| ())
+        block.forward(&x, (&rows, &rotation), None, (need, mode), &mut |_| ())
     })
 }

@@ -1,6 +1,8 @@
 //! A low-rank update beside a frozen weight: LoRA, and DoRA.
-use super::{Mode, Weight, dropout::Twice};
-use crate::{Result, autograd};
+use super::dropout::{Mode, Twice, dropout};
+use super::{Linear, Weight};
+use crate::Result;
+use crate::autograd::{self, Need};
 use tch::{Kind, Tensor, no_grad};
 
 /// A low-rank update beside a frozen weight: `s · (B A dropout(x) + bias)`.
@@ -110,54 +112,72 @@ impl Adapter {
     }
 
     // ANCHOR: add_to
-    /// `y + B h`, where `h = s A d` and `d = dropout(x)`.
+    /// `y + B h` for `y = W x + b` of a frozen base, where `h = s A d` and
+    /// `d = dropout(x)`.
     ///
-    /// With `t = s · dL/dy B`, a token a row: `dL/dA = tᵀ d`, `dL/dB = dL/dyᵀ h`,
-    /// `dL/dx = t A ⊙ factors`. By hand, because libtorch would take eight operations
-    /// with a result each for this small update, and with them as long as for the
-    /// large product beside it.
+    /// With `u = dL/dy`, a token a row, and `t = s u B`: `dL/dA = tᵀ d`, `dL/dB = uᵀ h`,
+    /// `dL/dx = u W + t A ⊙ factors`. By hand, because libtorch would take eight
+    /// operations with a result each for this small update, and with them as long as
+    /// for the large product beside it. A and B are kept in f32, and multiply in the
+    /// kind of x, as W does.
     pub(super) fn add_to(
         &self,
-        y: &Tensor,
+        base: &Linear,
         x: &Tensor,
         mode: Mode,
+        need: Need,
     ) -> Result<Tensor> {
-        let (scale, kind) = (self.scale, self.a.kind());
-        let (shape, narrow, wanted) = (x.size(), x.kind(), x.requires_grad());
-        let rows = move |t: &Tensor| t.flatten(0, -2).to_kind(kind);
-        let (a, b) = (self.a.detach(), self.b.detach());
-        let x2 = x.detach().flatten(0, -2); // [N, in]
-        let dropped = Twice::new(&x2, kind, self.dropout, mode, self.place);
-        let d = dropped.apply(&x2, kind)?;
+        let (scale, learned, kind) = (self.scale, self.a.kind(), x.kind());
+        let [a, b] = [&self.a, &self.b].map(|t| t.detach().to_kind(kind));
+        let rows = |t: &Tensor| t.flatten(0, -2);
+        let x2 = rows(&x.detach()); // [N, in]
+        let dropped = Twice::new(&x2, self.dropout, mode, self.place);
+        let d = dropped.apply(&x2)?;
         let h = d.f_mm(&a.tr())? * scale; // [N, r]
-        let sum = || {
-            let y2 = y.flatten(0, -2);
-            let sum = match y.kind() == kind {
-                true => y2.f_addmm(&h, &b.tr())?,
-                false => (y2 + h.f_mm(&b.tr())?).to_kind(y.kind()),
-            };
-            Ok(vec![sum.view_as(y)])
-        };
+        let y = need.of(&base.weight.output(x), x, || {
+            let y = base.weight.forward(x, base.bias.as_ref())?;
+            let _ = y.f_view([-1, b.size()[0]])?.f_addmm_(&h, &b.tr())?;
+            Ok(y)
+        })?;
         // For backward d is kept, or made again from x, which is there anyway.
         let kept = if dropped.is_cheap() { x2 } else { d };
-        let (b, h) = (b.shallow_clone(), h.shallow_clone());
-        let mut y = autograd::custom(&[y, x, &self.a, &self.b], sum, move |dy| {
+        let (w, wanted) = (base.weight.shallow_clone(), x.requires_grad());
+        // In 16 bits t A is added to u W here, if no dropout lies between. Else autograd
+        // adds the two: x stands there twice, and in f32 sums keep their old order.
+        let joined = dropped.is_none() && kind.elt_size_in_bytes() == 2;
+        let (inputs, forward) = ([x, x, &self.a, &self.b], || Ok(vec![y]));
+        let mut y = autograd::custom(&inputs, forward, move |dy| {
             let Some(dy) = &dy[0] else { return Ok(vec![None, None, None, None]) };
             let u = rows(dy); // [N, out]
             let t = u.f_mm(&b)? * scale; // [N, r]
-            let dx = wanted.then(|| t.f_mm(&a)).transpose()?;
-            let dx = dx.map(|dx| dropped.apply(&dx, narrow)).transpose()?;
-            let dx = dx.map(|dx| dx.view(shape.as_slice()));
             let d = match dropped.is_cheap() {
-                true => dropped.apply(&kept, kind)?,
+                true => dropped.apply(&kept)?,
                 false => kept.shallow_clone(),
             };
-            let (da, db) = (t.tr().f_mm(&d)?, u.tr().f_mm(&h)?);
-            Ok(vec![Some(dy.shallow_clone()), dx, Some(da), Some(db)])
+            let grads = [t.tr().f_mm(&d)?, u.tr().f_mm(&h)?];
+            let [da, db] = grads.map(|g| Some(g.to_kind(learned)));
+            if !wanted {
+                return Ok(vec![None, None, da, db]);
+            }
+            let dx = w.back(dy)?;
+            if joined {
+                let _ = dx.f_view_as(&d)?.f_addmm_(&t, &a)?;
+                return Ok(vec![None, Some(dx), da, db]);
+            }
+            let own = dropped.apply(&t.f_mm(&a)?)?.f_view_as(&dx)?;
+            Ok(vec![Some(own), Some(dx), da, db])
         })?;
         self.with_bias(y.remove(0))
     }
     // ANCHOR_END: add_to
+
+    /// `s (B A dropout(x) + bias)`, each operation recorded: beside a base that learns.
+    pub(super) fn update(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let [a, b] = [&self.a, &self.b].map(|t| t.to_kind(x.kind()));
+        let d = dropout(x, self.dropout, mode, self.place);
+        let h = d.f_linear(&a, None::<Tensor>)? * self.scale;
+        self.with_bias(h.f_linear(&b, None::<Tensor>)?)
+    }
 
     fn with_bias(&self, y: Tensor) -> Result<Tensor> {
         let Some(bias) = &self.bias else { return Ok(y) };

@@ -76,16 +76,22 @@ pub fn dropout(x: &Tensor, p: f64, mode: Mode, place: u32) -> Tensor {
         return y; // on a card
     }
     match factors(x, p, mode, place) {
-        Some(factors) => x * factors,
+        Some(factors) => (x * factors).to_kind(x.kind()),
         None => x.shallow_clone(),
     }
 }
 
-/// What [`dropout`] multiplies `x` by: 0 or `1 / (1 − p)`. None if by nothing.
+/// What [`dropout`] multiplies `x` by, in at least f32: 0 or `1 / (1 − p)`. None if by
+/// nothing.
 pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
     mask(p, mode, place).map(|mask| {
         let flat = filled(x.numel(), PART, &mask);
-        upload(&flat.view_(x.size()), x.device()).to_kind(x.kind())
+        let factors = upload(&flat.view_(x.size()), x.device());
+        if x.kind() == Kind::Double {
+            factors.to_kind(Kind::Double)
+        } else {
+            factors
+        }
     })
 }
 
@@ -102,7 +108,7 @@ fn mask(p: f64, mode: Mode, place: u32) -> Option<Mask> {
 
 fn by_kernel(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
     let (kernels, mask) = (cuda::kernels(&[x])?, mask(p, mode, place)?);
-    let masked = move |x: &Tensor| kernels.dropout(x, x.kind(), mask);
+    let masked = move |x: &Tensor| kernels.dropout(x, mask);
     let forward = || Ok(vec![masked(x)?]);
     let y = custom(&[x], forward, move |dy| {
         Ok(vec![dy[0].as_ref().map(masked).transpose()?])
@@ -122,34 +128,29 @@ pub(super) enum Twice {
 }
 
 impl Twice {
-    /// For an input `x` that is computed with in `kind`.
-    pub(super) fn new(
-        x: &Tensor,
-        kind: Kind,
-        p: f64,
-        mode: Mode,
-        place: u32,
-    ) -> Self {
-        let Some(mask) = mask(p, mode, place) else { return Self::Not };
-        let narrower = kind != x.kind() && kind != Kind::Float;
-        match cuda::kernels(&[x]).filter(|_| !narrower) {
-            Some(kernels) => Self::Drawn(kernels, mask),
-            None => {
-                let flat = filled(x.numel(), PART, &mask).view_(x.size());
-                Self::Kept(upload(&flat, x.device()).to_kind(kind))
+    /// For an input `x`.
+    pub(super) fn new(x: &Tensor, p: f64, mode: Mode, place: u32) -> Self {
+        match (mask(p, mode, place), cuda::kernels(&[x])) {
+            (None, _) => Self::Not,
+            (Some(mask), Some(kernels)) => Self::Drawn(kernels, mask),
+            (Some(_), None) => {
+                factors(x, p, mode, place).map_or(Self::Not, Self::Kept)
             }
         }
     }
 
-    /// `x`, dropped, as the kind `to`.
-    pub(super) fn apply(&self, x: &Tensor, to: Kind) -> Result<Tensor> {
+    /// `x`, dropped.
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Not => Ok(x.to_kind(to)),
-            Self::Kept(factors) => {
-                Ok((x.to_kind(factors.kind()) * factors).to_kind(to))
-            }
-            Self::Drawn(kernels, mask) => kernels.dropout(x, to, *mask),
+            Self::Not => Ok(x.shallow_clone()),
+            Self::Kept(factors) => Ok((x * factors).to_kind(x.kind())),
+            Self::Drawn(kernels, mask) => kernels.dropout(x, *mask),
         }
+    }
+
+    /// Whether nothing falls.
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::Not)
     }
 
     /// Whether to apply it again is as cheap as to keep what it gave.

@@ -1,8 +1,9 @@
 //! A linear layer: dense or 4-bit weight, with or without an adapter.
-use super::{Adapter, Mode, dropout::dropout};
+use super::{Adapter, Dora, Mode, dropout::dropout};
+use crate::Result;
+use crate::autograd::{self, Library, Need};
 use crate::quant::Nf4Tensor;
-use crate::{Result, autograd};
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad};
 
 /// The weight [out, in] of a [`Linear`].
 #[derive(Debug)]
@@ -30,11 +31,42 @@ impl Weight {
         }
     }
 
+    /// The shape of `x Wᵀ` for an `x` [.., in].
+    pub(super) fn output(&self, x: &Tensor) -> Vec<i64> {
+        let mut shape = x.size();
+        shape.pop();
+        shape.push(self.shape()[0]);
+        shape
+    }
+
     /// `x Wᵀ`.
     pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(w) => Ok(x.to_kind(w.kind()).f_linear(w, None::<Tensor>)?),
-            Self::Nf4(q) => nf4_linear(x, q),
+            Self::Nf4(_) => frozen_linear(x, self, None, Need::Value),
+        }
+    }
+
+    /// `x Wᵀ + b`, W dense by the faster library ([`Library`]). Records nothing.
+    pub(super) fn forward(&self, x: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+        no_grad(|| {
+            let mut y = match self {
+                Self::Dense(w) if Library::of(x) == Library::Libtorch => {
+                    return Ok(x.f_linear(w, b)?);
+                }
+                Self::Dense(w) => times(x, &w.tr())?,
+                Self::Nf4(q) => q.matmul_t(x)?,
+            };
+            b.map(|b| y.f_add_(b)).transpose()?;
+            Ok(y)
+        })
+    }
+
+    /// `dL/dx = dL/dy W`. Records nothing.
+    pub(super) fn back(&self, dy: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(w) => times(dy, w),
+            Self::Nf4(q) => q.matmul(dy),
         }
     }
 
@@ -65,16 +97,37 @@ impl Linear {
 
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let y = match (&self.weight, &self.bias) {
-            (Weight::Dense(w), bias) => dense_linear(x, w, bias.as_ref())?,
-            (Weight::Nf4(q), None) => nf4_linear(x, q)?,
-            (Weight::Nf4(q), Some(b)) => nf4_linear(x, q)? + b,
-        };
-        match &self.lora {
-            None => Ok(y),
-            Some(lora) if lora.dora.is_none() => lora.add_to(&y, x, mode),
-            Some(lora) => self.add_dora(lora, &y, x, mode),
+        self.forward_for(Need::Value, x, mode)
+    }
+
+    /// The same. Where only the graph is asked for, what is frozen is not multiplied
+    /// by, unless by DoRA, whose backward reads the product.
+    pub fn forward_for(&self, need: Need, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        let Some(lora) = &self.lora else { return self.base(x, need) };
+        match &lora.dora {
+            None if self.learns() => Ok(self.base(x, need)? + lora.update(x, mode)?),
+            None => lora.add_to(self, x, mode, need),
+            Some(dora) => {
+                self.add_dora((lora, dora), &self.base(x, Need::Value)?, x, mode)
+            }
         }
+    }
+
+    /// Without its adapter.
+    fn base(&self, x: &Tensor, need: Need) -> Result<Tensor> {
+        match (&self.weight, &self.bias) {
+            (Weight::Dense(w), b) if self.learns() => Ok(x.f_linear(w, b.as_ref())?),
+            (w, Some(b)) if self.learns() => {
+                Ok(frozen_linear(x, w, None, need)? + b)
+            }
+            (w, b) => frozen_linear(x, w, b.as_ref(), need),
+        }
+    }
+
+    /// Whether W or b does.
+    fn learns(&self) -> bool {
+        let w = matches!(&self.weight, Weight::Dense(w) if w.requires_grad());
+        w || self.bias.as_ref().is_some_and(Tensor::requires_grad)
     }
 
     /// What the layer multiplies by in evaluation, [out, in] in `kind`; none if it also
@@ -99,12 +152,11 @@ impl Linear {
 
     fn add_dora(
         &self,
-        lora: &Adapter,
+        (lora, dora): (&Adapter, &Dora),
         y: &Tensor,
         x: &Tensor,
         mode: Mode,
     ) -> Result<Tensor> {
-        let Some(dora) = &lora.dora else { return lora.add_to(y, x, mode) };
         let norm = lora.norm(dora, &self.weight)?; // [out]
         match (lora.dropout > 0. && mode != Mode::Eval, &self.bias) {
             (true, _) => {
@@ -125,28 +177,6 @@ impl Linear {
     }
 }
 
-/// `y = x Wᵀ + b`. Frozen, W goes to the faster library ([`autograd::Library`]).
-fn dense_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let learns = w.requires_grad() || bias.is_some_and(Tensor::requires_grad);
-    if learns || autograd::Library::of(x) == autograd::Library::Libtorch {
-        return Ok(x.f_linear(w, bias)?);
-    }
-    let kept = w.shallow_clone();
-    let y = autograd::custom(
-        &[x],
-        || Ok(vec![times(x, &w.tr())?]),
-        move |dy| {
-            let dx = |dy: &Tensor| times(dy, &kept); // dL/dx = dL/dy W
-            Ok(vec![dy[0].as_ref().map(dx).transpose()?])
-        },
-    )?
-    .remove(0);
-    Ok(match bias {
-        Some(b) => y + b,
-        None => y,
-    })
-}
-
 /// `x` [.., n] times `w` [n, m].
 fn times(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let mut shape = x.size();
@@ -156,20 +186,26 @@ fn times(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     Ok(y.f_view(shape.as_slice())?)
 }
 
-// ANCHOR: nf4_linear
-/// `y = x Wᵀ` with W in 4 bits. Backward needs only W, and dequantizes it again:
-/// recorded as a plain operation, libtorch would keep every dequantized weight until
-/// backward, and 4 bits would save nothing.
-fn nf4_linear(x: &Tensor, q: &Nf4Tensor) -> Result<Tensor> {
-    let kept = q.shallow_clone();
+// ANCHOR: frozen_linear
+/// `y = x Wᵀ + b`, with W and b frozen. Backward needs only W, and of a W in 4 bits it
+/// dequantizes it again: recorded as a plain operation, libtorch would keep every
+/// dequantized weight until backward, and 4 bits would save nothing.
+fn frozen_linear(
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    need: Need,
+) -> Result<Tensor> {
+    let y = need.of(&weight.output(x), x, || weight.forward(x, bias))?;
+    let kept = weight.shallow_clone();
     let mut y = autograd::custom(
         &[x],
-        || Ok(vec![q.matmul_t(x)?]),
+        || Ok(vec![y]),
         move |dy| {
-            let dx = |dy: &Tensor| kept.matmul(dy); // dL/dx = dL/dy W
+            let dx = |dy: &Tensor| kept.back(dy); // dL/dx = dL/dy W
             Ok(vec![dy[0].as_ref().map(dx).transpose()?])
         },
     )?;
     Ok(y.remove(0))
 }
-// ANCHOR_END: nf4_linear
+// ANCHOR_END: frozen_linear

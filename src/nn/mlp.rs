@@ -1,6 +1,7 @@
 //! The gated feed-forward layer.
 use super::{Linear, Mode};
-use crate::{Result, autograd, cuda};
+use crate::autograd::{self, Need};
+use crate::{Result, cuda};
 use tch::Tensor;
 
 /// `down(silu(gate(x)) ⊙ up(x))`.
@@ -19,9 +20,14 @@ pub struct SwiGlu {
 impl SwiGlu {
     /// [B, T, D] to [B, T, D].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.forward_for(Need::Value, x, mode)
+    }
+
+    /// The same; see [`Linear::forward_for`].
+    pub fn forward_for(&self, need: Need, x: &Tensor, mode: Mode) -> Result<Tensor> {
         let gate = self.gate.forward(x, mode)?; // [B, T, F]
         let up = self.up.forward(x, mode)?;
-        self.down.forward(&gated(gate, up)?, mode)
+        self.down.forward_for(need, &gated(gate, up)?, mode)
     }
 
     /// Its linear layers, by their last names.

@@ -45,13 +45,14 @@ impl Memory {
         let c = &model.config;
         let (w, tokens) = (run.width(), run.rows * run.length);
         let (d, v) = (c.hidden_size as u64, c.vocab_size as u64);
-        let layers = (0..c.num_hidden_layers).map(|i| run.of_layer(c, i));
-        let (all, one) = layers.fold((0, 0), |(all, one), n| (all + n, n.max(one)));
+        let layers = c.num_hidden_layers as u64;
+        let each = (0..c.num_hidden_layers).map(|i| run.of_layer(c, i));
+        let (all, one) = each.fold((0, 0), |(all, one), n| (all + n, n.max(one)));
         // What the last norm keeps, its result, the learned part of that and its
         // gradient; cosines and sines.
         let ends = d * (F32 + 3 * w) + 2 * c.head_dim as u64 * w;
         let kept = match run.checkpointing {
-            true => c.num_hidden_layers as u64 * d * w,
+            true => layers * d * w,
             false => all,
         };
         // Gradients on their way through one feed-forward layer.
@@ -66,12 +67,18 @@ impl Memory {
             _ => 0,
         };
         let compiled = if run.cuda { 0 } else { model.compiled_bytes(run.kind) };
+        // What adapters multiply by, if not by themselves.
+        let cast = match run.kind {
+            Kind::Float => 0,
+            _ if run.checkpointing => trained / F32 * w / layers.max(1),
+            _ => trained / F32 * w,
+        };
         let parts = [
             ("weights", model.weight_bytes(run.nf4, run.kind)),
             ("adapters", trained),
             ("gradients", trained),
             ("optimizer state", 2 * trained),
-            ("activations", tokens * (kept + ends)),
+            ("activations", tokens * (kept + ends) + cast),
             (Self::HIGHEST, highest),
             ("one weight, unpacked", unpacked),
             (Self::COMPILED, compiled),
@@ -87,21 +94,22 @@ impl Sketch<'_> {
     }
 
     // ANCHOR: kept
-    /// What adapters that share one input of so many numbers keep of a token: the
-    /// input in f32, its dropout, and `A x`. `held`: it is kept anyway.
+    /// What adapters that share one input of so many numbers keep of a token: the input,
+    /// or with dropout what each leaves of it and by what factors (a GPU draws them
+    /// again), and `A x`. `held`: the input is kept anyway.
     fn inputs(&self, names: &[&str], numbers: u64, held: bool) -> u64 {
         let here = |n: &&&str| {
             self.targets.contains(&"all-linear") || self.targets.contains(*n)
         };
         let count = names.iter().filter(here).count() as u64;
-        let copies = match (count, self.dropout, self.kind) {
-            (0, ..) => 0,
-            (_, true, _) => 2 * count, // dropped, and by what factors
-            (_, false, Kind::Float) if held => 0,
-            (_, false, Kind::Float) => 1,
-            (_, false, _) => count,
+        let w = self.width();
+        let kept = match (count, self.dropout && !self.cuda) {
+            (0, _) => 0,
+            (_, true) => count * (w + F32),
+            (_, false) if held => 0,
+            (_, false) => w,
         };
-        copies * numbers * F32 + count * self.r as u64 * F32
+        kept * numbers + count * self.r as u64 * w
     }
 
     /// Of a feed-forward layer F wide, and `result` bytes for each number of its

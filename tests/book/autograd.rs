@@ -2,15 +2,19 @@
 //! every fault in them an error at `backward`.
 use crate::common;
 use crate::golden::same_bits;
+use crate::parity_llama::F32;
 use downhill::autograd::{
-    Grads, checkpoint, clear_grad, custom, gradcheck, parallel_for, vjp,
+    Grads, Need, checkpoint, checkpoint_kept, clear_grad, custom, gradcheck,
+    parallel_for, vjp,
 };
+use downhill::lora::{LoraConfig, attach};
+use downhill::models::{LoadOptions, load};
 use downhill::nn::Mode;
 use downhill::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 fn leaf(values: &[f64]) -> Tensor {
     Tensor::from_slice(values).set_requires_grad(true)
@@ -351,6 +355,10 @@ fn vjp_is_the_product_with_the_jacobian() {
     assert_eq!(values(grads[0].as_ref().unwrap()), [20., 400.]);
     assert!(grads[1].is_none());
     assert!(!x.grad().defined(), "`.grad` is untouched");
+    // What y is does not matter, only how it came about.
+    let y = &x + f64::NAN;
+    let grads = vjp(&y, &Tensor::from_slice(&[10., 100.]), &[&x]).unwrap();
+    assert_eq!(values(grads[0].as_ref().unwrap()), [10., 100.]);
 }
 
 #[test]
@@ -393,6 +401,75 @@ fn checkpointed_gradients_have_the_same_bits() {
         _ => Err(Error::setting("layer", "gone")),
     });
     assert!(backward_error(&y.unwrap()).contains("layer: gone"));
+}
+
+#[test]
+fn a_second_pass_is_told_that_nobody_reads_it() {
+    let told = Arc::new(std::sync::Mutex::new(vec![]));
+    let (x, w) = (leaf(&[1., 2.]), told.clone());
+    let y = checkpoint_kept(&[&x], false, move |xs, need| {
+        w.lock().unwrap().push(need);
+        let like = xs[0].detach();
+        let forward = || Ok(vec![need.of(&[2], &like, || Ok(&xs[0] * 3.))?]);
+        let back = |dy: &[Option<Tensor>]| Ok(vec![dy[0].as_ref().map(|d| d * 3.)]);
+        Ok(custom(&[&xs[0]], forward, back)?.remove(0))
+    });
+    let y = y.unwrap();
+    assert_eq!(values(&y), [3., 6.]);
+    (&y * &y).sum(Kind::Double).backward();
+    assert_eq!(values(&x.grad()), [18., 36.], "2 y · 3, of the first pass's y");
+    assert_eq!(*told.lock().unwrap(), [Need::Value, Need::Graph]);
+}
+
+/// Of every sort: weights dense, in 4 bits, and dequantized once and for all; in f32
+/// and bf16; adapters everywhere with dropout, or on the first product alone, and DoRA.
+#[test]
+fn checkpointing_changes_no_bit_of_any_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    common::write_checkpoint(dir.path(), 4);
+    let all = common::lora(&["all-linear"], 0.3);
+    let adapters = [
+        common::lora(&["all-linear"], 0.),
+        common::lora(&["q_proj"], 0.3),
+        LoraConfig { use_dora: true, ..all.clone() },
+        LoraConfig { lora_bias: true, ..all.clone() },
+        all,
+    ];
+    for (quantize, held, kind) in [
+        (false, false, Kind::Float),
+        (true, false, Kind::Float),
+        (true, false, Kind::BFloat16),
+        (true, true, Kind::BFloat16),
+    ] {
+        for config in &adapters {
+            let pass = |checkpointing: bool| {
+                let options = LoadOptions { quantize, kind, ..F32 };
+                let mut model = load(dir.path(), &options, &mut |_, _| ()).unwrap();
+                if held {
+                    model.hold_dequantized();
+                }
+                let cpu = Device::Cpu;
+                let named = attach(model.linears_mut(), config, 2, cpu).unwrap();
+                tch::no_grad(|| {
+                    for (_, t) in named.iter().filter(|(n, _)| n.contains("lora_B"))
+                    {
+                        let wave = common::wave(&t.size(), Kind::Float) - 0.5;
+                        t.shallow_clone().copy_(&wave);
+                    }
+                });
+                model.checkpointing = checkpointing;
+                let mode = Mode::Train { seed: 5, step: 3 };
+                let hidden = model.hidden(&common::ids(2, 9), mode, None).unwrap();
+                hidden.square().mean(Kind::Float).backward();
+                let grads = named.iter().map(|(_, t)| t.grad());
+                grads.chain([hidden.detach()]).collect::<Vec<_>>()
+            };
+            for (a, b) in pass(false).iter().zip(&pass(true)) {
+                assert!(a.defined() && a.abs().max().double_value(&[]) > 0.);
+                assert!(same_bits(a, b), "{quantize} {held} {kind:?} {config:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -182,6 +182,8 @@ fn the_parts_of_a_plan_are_those_of_the_model() {
     less(Sketch { dropout: false, ..s.clone() });
     less(Sketch { targets: &["q_proj", "v_proj"], ..s.clone() });
     less(Sketch { kind: Kind::BFloat16, ..s.clone() });
+    let card = |dropout| plan(&Sketch { cuda: true, dropout, ..s.clone() }).total();
+    assert_eq!(card(true), card(false), "a GPU draws its masks again");
 }
 
 const MODE: &str = "DOWNHILL_TEST_NEED";

@@ -1,12 +1,12 @@
 //! The parts of the decoder against plain formulas.
 use crate::common::{config, cuda, frozen, ids, wave};
 use crate::golden::{gap, same_bits};
-use downhill::autograd::gradcheck;
+use downhill::autograd::{Need, gradcheck, vjp};
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::dropout::{dropout, normal, philox, uniform};
 use downhill::nn::{
-    Adapter, Attention, Dropping, Gqa, Linear, Mode, RmsNorm, Rope, RopeScaling,
-    Rows, SwiGlu, Weight, cross_entropy,
+    Adapter, Attention, Dora, Dropping, Gqa, Linear, Mode, RmsNorm, Rope,
+    RopeScaling, Rows, SwiGlu, Weight, cross_entropy,
 };
 use downhill::quant::Nf4Tensor;
 use tch::{Device, Kind, Tensor};
@@ -84,6 +84,11 @@ fn dropout_repeats_for_the_same_place_and_only_then() {
     // In 16 bits the same elements fall.
     let half = dropout(&x.to_kind(Kind::BFloat16), 0.5, train(3), 7);
     assert!(same_bits(&half.to_kind(Kind::Float), &base));
+    // And the others are multiplied by a factor in f32: one rounding, not two.
+    let x = wave(&[1000], Kind::BFloat16);
+    let (half, wide) = (&x, &x.to_kind(Kind::Float));
+    let [half, wide] = [half, wide].map(|x| dropout(x, 0.05, train(3), 7));
+    assert!(same_bits(&half, &wide.to_kind(Kind::BFloat16)));
 }
 
 /// The masks are what the docs say, draw by draw: whatever vectors made them.
@@ -186,6 +191,8 @@ fn gradients_written_by_hand_are_exact() {
         linear.forward(x, train(1))
     };
     let mut inputs = [leaf(&[2, 3, 6]), leaf(&[4, 6]), leaf(&[2, 6]), leaf(&[4, 2])];
+    gradcheck(adapted, &inputs, 1e-6, 1e-8, 1e-7).unwrap();
+    inputs[1] = inputs[1].detach(); // a frozen base
     gradcheck(adapted, &inputs, 1e-6, 1e-8, 1e-7).unwrap();
     inputs[0] = inputs[0].detach(); // as in the first layer of a frozen model
     gradcheck(adapted, &inputs, 1e-6, 1e-8, 1e-7).unwrap();
@@ -344,7 +351,7 @@ fn rows_end_to_end_do_not_see_each_other() {
         let stack = weights.iter().filter(|(name, _)| name != "lm_head.weight");
         let weights: Vec<&Tensor> = stack.map(|(_, w)| w).collect();
         let dy = y.detach().cos();
-        downhill::autograd::vjp(y, &dy, &weights).unwrap()
+        vjp(y, &dy, &weights).unwrap()
     };
     let mut sum: Vec<Tensor> = vec![];
     for (row, ids) in
@@ -527,17 +534,119 @@ fn an_id_outside_the_vocabulary_is_an_error() {
     }
 }
 
-/// The base in 16 bits, the adapter in 32, as PEFT has it.
+/// Layers of every sort in `kind`, with a dropout of `p` in the adapter: dense, dense
+/// with a bias, in 4 bits.
+fn layers(kind: Kind, p: f64) -> Vec<Linear> {
+    let w = wave(&[20, 24], Kind::Float) - 0.5;
+    let q = Nf4Tensor::quantize(&w, 64, true).unwrap();
+    let bias = || wave(&[20], kind);
+    let lora = || {
+        let [a, b] = [[4, 24], [20, 4]].map(|s| wave(&s, Kind::Float) - 0.3);
+        let [a, b] = [a, b].map(|t| t.set_requires_grad(true));
+        Some(Adapter { dropout: p, place: 5, ..Adapter::new(a, b, 1.5) })
+    };
+    let dense = || Weight::Dense(w.to_kind(kind));
+    vec![
+        Linear { weight: dense(), bias: None, lora: lora() },
+        Linear { weight: dense(), bias: Some(bias()), lora: lora() },
+        Linear { weight: Weight::Nf4(q.shallow_clone()), bias: None, lora: lora() },
+        Linear { weight: Weight::Nf4(q), bias: Some(bias()), lora: lora() },
+    ]
+}
+
+/// y, and the gradients of x, A and B for a fixed dL/dy.
+fn passed(layer: &Linear, x: &Tensor, need: Need) -> Vec<Tensor> {
+    let y = layer.forward_for(need, x, train(2)).unwrap();
+    let dy = (wave(&[2, 7, 20], Kind::Float) - 0.4).to_kind(x.kind());
+    let lora = layer.lora.as_ref().unwrap();
+    let inputs = [&[x][..], &lora.tensors()].concat();
+    let grads = vjp(&y, &dy, &inputs).unwrap().into_iter();
+    std::iter::once(y.detach())
+        .chain(grads.map(|g| g.expect("a gradient")))
+        .collect()
+}
+
+/// The base in 16 bits, the adapter kept in 32, as PEFT has it: what comes out, and
+/// every gradient, is what f64 makes of the same numbers, but for some roundings.
 #[test]
-fn a_16_bit_layer_stays_so_beside_an_f32_adapter() {
-    let x = wave(&[4, 8], Kind::BFloat16);
-    let mut w = Linear::dense(wave(&[6, 8], Kind::BFloat16), None);
-    let (a, b) = (wave(&[2, 8], Kind::Float), wave(&[6, 2], Kind::Float));
-    let base = w.forward(&x, Mode::Eval).unwrap();
-    w.lora = Some(Adapter { dropout: 0., place: 0, ..Adapter::new(a, b, 1.) });
-    let y = w.forward(&x, Mode::Eval).unwrap();
-    assert_eq!((base.kind(), y.kind()), (Kind::BFloat16, Kind::BFloat16));
-    assert!(gap(&y, &base) > 1e-2);
+fn in_16_bits_a_layer_and_its_gradients_are_right_but_for_rounding() {
+    let bf16 = Kind::BFloat16;
+    let x = (wave(&[2, 7, 24], Kind::Float) - 0.5).to_kind(bf16);
+    let x = x.set_requires_grad(true);
+    let exact = |t: &Tensor| {
+        let t = t.detach().to_kind(bf16).to_kind(Kind::Double);
+        t.set_requires_grad(true)
+    };
+    for p in [0., 0.3] {
+        for layer in layers(bf16, p) {
+            let found = passed(&layer, &x, Need::Value);
+            let kinds: Vec<_> = found.iter().map(Tensor::kind).collect();
+            assert_eq!(kinds, [bf16, bf16, Kind::Float, Kind::Float]);
+            let w = match &layer.weight {
+                Weight::Dense(w) => w.to_kind(Kind::Double),
+                Weight::Nf4(q) => q.dequantize(bf16).to_kind(Kind::Double),
+            };
+            let lora = layer.lora.as_ref().unwrap();
+            let adapter = Adapter {
+                dropout: p,
+                place: 5,
+                ..Adapter::new(exact(&lora.a), exact(&lora.b), 1.5)
+            };
+            let bias = layer.bias.as_ref().map(|b| b.to_kind(Kind::Double));
+            let twin =
+                Linear { weight: Weight::Dense(w), bias, lora: Some(adapter) };
+            let expected = passed(&twin, &exact(&x), Need::Value);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let far = gap(found, expected);
+                assert!(far < 2f64.powi(-7), "{p} {:?} {i}: {far:e}", layer.weight);
+            }
+            // Rounded at all: the twin would find an f32 layer much closer.
+            assert!(gap(&found[0], &expected[0]) > 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_graph_alone_has_the_same_gradients() {
+    let dora = |mut layer: Linear| {
+        let lora = layer.lora.as_mut().unwrap();
+        lora.dora = Some(Dora::new(&layer.weight, lora).unwrap());
+        layer
+    };
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let x = (wave(&[2, 7, 24], Kind::Float) - 0.5).to_kind(kind);
+        let x = x.set_requires_grad(true);
+        for p in [0., 0.3] {
+            let plain = layers(kind, p).into_iter().map(|l| (l, true));
+            let all =
+                plain.chain(layers(kind, p).into_iter().map(|l| (dora(l), false)));
+            for (layer, spared) in all {
+                let [value, graph] =
+                    [Need::Value, Need::Graph].map(|need| passed(&layer, &x, need));
+                assert_eq!(value[0].size(), graph[0].size());
+                let absent = graph[0].abs().max().double_value(&[]) == 0.;
+                assert_eq!(absent, spared, "the product of {:?}", layer.weight);
+                for (a, b) in value.iter().zip(&graph).skip(1) {
+                    assert!(same_bits(a, b), "{kind:?} {p} {:?}", layer.weight);
+                }
+            }
+        }
+    }
+    // Without an adapter, and with a base that learns.
+    let x = wave(&[2, 7, 24], Kind::Float).set_requires_grad(true);
+    for learns in [false, true] {
+        let w = wave(&[20, 24], Kind::Float).set_requires_grad(learns);
+        let layer = Linear::dense(w.shallow_clone(), None);
+        let dy = wave(&[2, 7, 20], Kind::Float);
+        let [value, graph] = [Need::Value, Need::Graph].map(|need| {
+            let y = layer.forward_for(need, &x, Mode::Eval).unwrap();
+            let inputs = if learns { vec![&x, &w] } else { vec![&x] };
+            vjp(&y, &dy, &inputs).unwrap()
+        });
+        for (a, b) in value.iter().zip(&graph) {
+            assert!(same_bits(a.as_ref().unwrap(), b.as_ref().unwrap()));
+        }
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Adapters beside PEFT: its folders load here, ours hold what PEFT expects.
 use crate::golden::{gap, json, metadata, path, same_bits, tensors};
 use crate::parity_llama::{F32, logits, read};
+use downhill::autograd::vjp;
 use downhill::lora::{LoraConfig, Modules, attach, load_adapter, save_adapter};
 use downhill::models::{Decoder, LoadOptions};
-use downhill::nn::Mode;
+use downhill::nn::{Adapter, Linear, Mode};
 use serde_json::Value;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
@@ -107,6 +108,30 @@ fn means(config: &Value, name: &str) -> bool {
     targets.iter().filter_map(|t| t.as_str()).any(|t| {
         name == t || name.strip_suffix(t).is_some_and(|rest| rest.ends_with('.'))
     })
+}
+
+/// Beside a base in bf16, A and B kept in f32, under `torch.autocast`: see
+/// `tests/golden/ch14_autocast.py`. Both sides round to bf16, whose numbers have 8 bits,
+/// at the same places but one: where s is multiplied by.
+#[test]
+fn a_layer_in_bf16_is_pefts_under_autocast() {
+    let golden = tensors("ch14_autocast.safetensors");
+    let leaf = |name: &str| golden[name].detach().set_requires_grad(true);
+    let (a, b, x) = (leaf("a"), leaf("b"), leaf("x"));
+    let bias = Some(golden["bias"].shallow_clone());
+    let mut linear = Linear::dense(golden["w"].shallow_clone(), bias);
+    let adapter = Adapter::new(a.shallow_clone(), b.shallow_clone(), 1.5);
+    linear.lora = Some(adapter);
+    let y = linear.forward(&x, Mode::Eval).expect("a layer");
+    let grads = vjp(&y, &golden["dy"], &[&x, &a, &b]).expect("gradients");
+    let found = grads.into_iter().flatten().chain([y.detach()]);
+    for (name, found) in ["dx", "da", "db", "y"].iter().zip(found) {
+        let expected = &golden[*name];
+        assert_eq!(found.kind(), expected.kind(), "{name}");
+        let far = gap(&found, expected);
+        println!("{name}: {far:.1e}");
+        assert!(far < 2f64.powi(-7), "{name}: {far:e} from PEFT's");
+    }
 }
 
 /// DoRA over NF4, and in training under the same masks as PEFT: its logits and every

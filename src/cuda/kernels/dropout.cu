@@ -17,8 +17,8 @@ __device__ inline void philox(u32 (&c)[4], u32 k0, u32 k1) {
 // y = x times 0, where a draw of 16 bits is below `below`, or `kept`. A counter
 // gives eight draws: 16 threads beside each other have 128 elements, of each
 // thread's words the low halves, then the high ones, lane by lane.
-template <class X, class Y>
-__device__ void dropped(const X *x, Y *y, i64 n, u64 seed, u64 step, u32 place,
+template <class X>
+__device__ void dropped(const X *x, X *y, i64 n, u64 seed, u64 step, u32 place,
                         u32 below, float kept) {
   i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   i64 first = at / 16 * 128 + at % 16;
@@ -32,13 +32,11 @@ __device__ void dropped(const X *x, Y *y, i64 n, u64 seed, u64 step, u32 place,
   }
 }
 
-#define FOR(X, Y, NAME)                                                             \
-  extern "C" __global__ void dropout_##NAME(const X *x, Y *y, i64 n, u64 seed,      \
+#define FOR(X, NAME)                                                                \
+  extern "C" __global__ void dropout_##NAME(const X *x, X *y, i64 n, u64 seed,      \
                                             u64 step, u32 place, u32 below,         \
                                             float kept) {                           \
     dropped(x, y, n, seed, step, place, below, kept);                               \
   }
-FOR(float, float, f32_f32)
-FOR(float, bf16, f32_bf16)
-FOR(bf16, float, bf16_f32)
-FOR(bf16, bf16, bf16_bf16)
+FOR(float, f32)
+FOR(bf16, bf16)
