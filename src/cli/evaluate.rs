@@ -13,13 +13,13 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 pub(super) struct Evaluate {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder, as finetune and PEFT write it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Rows to measure on: JSONL, or with labels also CSV
+    /// Rows to measure on: JSON Lines, or CSV with a header
     #[arg(long)]
     eval_file: PathBuf,
     /// What the rows hold; classification and regression need the adapter's score head
@@ -49,10 +49,10 @@ pub(super) struct Evaluate {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     bnb_4bit_use_double_quant: bool,
-    /// auto: bf16 on a GPU, f32 on a CPU
+    /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     compute_dtype: ComputeDtype,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
 }

@@ -29,7 +29,7 @@ pub(super) struct Generate {
     /// Tokens to write at most
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// 0: always the likeliest token
+    /// Temperature of the draws; 0: always the likeliest token
     #[arg(long, default_value_t = 0.)]
     temperature: f64,
     /// Draw from the likeliest tokens that together reach this probability
@@ -42,7 +42,7 @@ pub(super) struct Generate {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     load_in_4bit: bool,
-    /// Weights that share a scale
+    /// Weights that share a scale, as in training
     #[arg(long, default_value_t = 64)]
     bnb_4bit_blocksize: usize,
     /// Quantize the scales of the blocks as well, as in training
@@ -52,10 +52,10 @@ pub(super) struct Generate {
     /// Folder that keeps the 4-bit form for the next start, or off
     #[arg(long, default_value = "off")]
     quantized_cache: PathBuf,
-    /// auto: bf16 on a GPU, f32 on a CPU
+    /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     compute_dtype: ComputeDtype,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
 }
