@@ -22,7 +22,7 @@ struct Args {
     /// Where to write the figures and the numbers.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// Of the draws.
+    /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Fewer prompts and pages.
@@ -105,7 +105,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     // CELL: What a token leaves behind
-    let mut chart = Bars::new("KiB a token leaves in the cache / would by head");
+    let mut chart = Bars::new("KiB a token leaves in the cache / if none shared");
     for shape in &SHAPES {
         let [kept, apart] = shape.bytes().map(|b| b / 1024.);
         let ratio = apart / kept;
