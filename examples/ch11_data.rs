@@ -283,7 +283,7 @@ fn main() -> anyhow::Result<()> {
             println!("  {name:10} {:.3} in batches of 16", line[4].1);
             chart = chart.line(name, line.clone()).points("", line);
         }
-        charts.push(chart.log_x().y_range(0., 0.85));
+        charts.push(chart.log_x().y_range(0., 1.15)); // room for the legend
     }
     report.figure("", &picture(&tail, seed))?;
     let figure = panels(&charts, 2)?;

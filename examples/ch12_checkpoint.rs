@@ -22,7 +22,7 @@ struct Args {
     /// Where to write the figures and the numbers.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// Of the draws.
+    /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Fewer prompts and pages.
@@ -105,7 +105,7 @@ fn main() -> anyhow::Result<()> {
     }
 
     // CELL: What a token leaves behind
-    let mut chart = Bars::new("KiB a token leaves in the cache / would by head");
+    let mut chart = Bars::new("KiB a token leaves in the cache / if none shared");
     let mut left: Vec<f64> = vec![];
     for name in COMPARED {
         let [kept, apart] = cached(&shape_of(name)?).map(|b| b / 1024.);

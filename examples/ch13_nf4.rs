@@ -18,7 +18,7 @@ struct Args {
     /// Where to write the figures and the numbers.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// Of the normal draws.
+    /// Seed of the normal draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Fewer placings of the blocks.
@@ -137,9 +137,8 @@ fn main() -> anyhow::Result<()> {
         let width = mine.map(|(_, w)| w.size()[1]).next().unwrap_or(1);
         let normal = jarque_bera(&draws(4000, width, seed + 1));
         let limit = normal.quantile_scalar(0.95, 0, false, "linear");
-        let failed = Tensor::cat(&stats, 0).gt_tensor(&limit);
-        let share =
-            failed.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+        let fail = Tensor::cat(&stats, 0).gt_tensor(&limit);
+        let share = fail.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
         println!("  {part:5} {share:.2}");
         report.number(&format!("rows.{part}"), share);
     }
@@ -151,7 +150,8 @@ fn main() -> anyhow::Result<()> {
         chart = chart.faint(against_normal(w));
     }
     let line = vec![(-3.5, -3.5), (3.5, 3.5)];
-    let figure = chart.dashed("a normal distribution", line).draw()?;
+    let figure =
+        chart.dashed("a normal distribution", line).y_range(-4., 5.).draw()?;
     report.figure("normal", &figure)?;
     // NOTEBOOK: figure
 

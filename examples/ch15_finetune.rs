@@ -26,7 +26,7 @@ struct Args {
     /// Where to write the figures and the numbers.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
-    /// Of adapters, row order and dropout.
+    /// Seed of adapters, row order and dropout.
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Fewer steps.

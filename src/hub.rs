@@ -79,8 +79,8 @@ impl Hub {
         let cache = self.cache.display();
         if self.offline {
             return Err(wrong(format!(
-                "`{text}` is not in {cache} ({lacks}), and HF_HUB_OFFLINE forbids to \
-                 download it. {by_hand}"
+                "`{text}` is not in {cache} ({lacks}), and HF_HUB_OFFLINE forbids the \
+                 download; {by_hand}"
             )));
         }
         say(&format!("{text}: not in {cache} ({lacks}); downloading"));

@@ -108,6 +108,18 @@ impl Axis {
         }
         (low, high)
     }
+
+    /// What stands at a tick. A logarithmic axis has one at each digit, too close for
+    /// as many numbers: those with a one, a two or a five in front get theirs, and in
+    /// less than a decade also the three and the seven.
+    fn tick(&self, v: f64, wide: bool) -> String {
+        let digit = v / 10f64.powf((v.log10() + 1e-9).floor());
+        let shown: &[f64] = if wide { &[1., 2., 5.] } else { &[1., 2., 3., 5., 7.] };
+        match !self.log || shown.iter().any(|d| (digit - d).abs() < 1e-6) {
+            true => number(v, self.log),
+            false => String::new(),
+        }
+    }
 }
 
 impl Chart {
@@ -189,12 +201,13 @@ impl Chart {
         let xs = self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0));
         let ys = self.series.iter().flat_map(|s| s.points.iter().map(|p| p.1));
         let (x, y) = (self.x.span(xs), self.y.span(ys));
+        let wide = (x.1 / x.0 > 10., y.1 / y.0 > 10.);
         let (x, y) = (x.0..x.1, y.0..y.1);
         match (self.x.log, self.y.log) {
-            (false, false) => self.draw_in(area, x, y),
-            (true, false) => self.draw_in(area, x.log_scale(), y),
-            (false, true) => self.draw_in(area, x, y.log_scale()),
-            (true, true) => self.draw_in(area, x.log_scale(), y.log_scale()),
+            (false, false) => self.draw_in(area, x, y, wide),
+            (true, false) => self.draw_in(area, x.log_scale(), y, wide),
+            (false, true) => self.draw_in(area, x, y.log_scale(), wide),
+            (true, true) => self.draw_in(area, x.log_scale(), y.log_scale(), wide),
         }
     }
 
@@ -203,6 +216,7 @@ impl Chart {
         area: &DrawingArea<SVGBackend, Shift>,
         x: X,
         y: Y,
+        (x_wide, y_wide): (bool, bool),
     ) -> Drawn
     where
         X: AsRangedCoord<Value = f64>,
@@ -223,8 +237,8 @@ impl Chart {
             .y_desc(&self.y.label)
             .axis_desc_style(("sans-serif", 15))
             .label_style(("sans-serif", 13))
-            .x_label_formatter(&|v| number(*v, x_log))
-            .y_label_formatter(&|v| number(*v, y_log))
+            .x_label_formatter(&|v| self.x.tick(*v, x_wide))
+            .y_label_formatter(&|v| self.y.tick(*v, y_wide))
             .bold_line_style(RGBColor(225, 225, 225))
             .light_line_style(RGBColor(245, 245, 245))
             .draw()?;

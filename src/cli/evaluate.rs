@@ -14,13 +14,13 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 pub(super) struct Evaluate {
-    /// Checkpoint folder
+    /// Checkpoint folder, or its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder, as finetune and PEFT write it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Rows to measure on: JSONL, or with labels also CSV
+    /// Rows to measure on: JSON Lines, or CSV with a header
     #[arg(long)]
     eval_file: PathBuf,
     /// What the rows hold; classification and regression need the adapter's score head

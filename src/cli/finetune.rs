@@ -20,6 +20,86 @@ pub(super) struct Finetune {
     settings: Settings,
 }
 
+/// What `--help` puts together. A flag that is not here stands at the top.
+const HEADINGS: [(&str, &[&str]); 5] = [
+    (
+        "Length and steps",
+        &[
+            "num_train_epochs",
+            "max_steps",
+            "learning_rate",
+            "lr_scheduler_type",
+            "lr_scheduler_kwargs",
+            "warmup_ratio",
+            "optim",
+            "weight_decay",
+            "max_grad_norm",
+        ],
+    ),
+    (
+        "Rows and batches",
+        &[
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "max_length",
+            "packing",
+            "group_by_length",
+            "completion_only_loss",
+            "assistant_only_loss",
+            "shuffle",
+        ],
+    ),
+    (
+        "Adapters",
+        &[
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+            "use_dora",
+            "lora_bias",
+            "init_lora_weights",
+            "modules_to_save",
+            "init_adapter",
+        ],
+    ),
+    (
+        "Weights and memory",
+        &[
+            "load_in_4bit",
+            "bnb_4bit_quant_type",
+            "bnb_4bit_use_double_quant",
+            "bnb_4bit_blocksize",
+            "quantized_cache",
+            "cache_dequant",
+            "compute_dtype",
+            "gradient_checkpointing",
+        ],
+    ),
+    (
+        "Measuring and saving",
+        &[
+            "save_strategy",
+            "save_steps",
+            "eval_strategy",
+            "eval_steps",
+            "logging_steps",
+            "predict_with_generate",
+        ],
+    ),
+];
+
+/// The heading of a flag.
+pub(super) fn heading(flag: &str) -> Option<&'static str> {
+    let found = HEADINGS.iter().find(|(_, flags)| flags.contains(&flag));
+    found.map(|(heading, _)| *heading)
+}
+
 impl Finetune {
     pub(super) fn run(mut self) -> Result<ExitCode> {
         self.settings.model = super::resolve(&self.settings.model)?;

@@ -28,7 +28,7 @@ pub(super) struct Generate {
     /// Tokens to write at most
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// 0: always the likeliest token
+    /// Temperature of the draws; 0: always the likeliest token
     #[arg(long, default_value_t = 0.)]
     temperature: f64,
     /// Draw from the likeliest tokens that together reach this probability

@@ -18,10 +18,10 @@ pub(super) struct Holding {
     #[arg(long, action = ArgAction::Set, default_value_t = true,
           num_args = 0..=1, default_missing_value = "true")]
     bnb_4bit_use_double_quant: bool,
-    /// auto: bf16 on a GPU, f32 on a CPU
+    /// Kind to compute in; auto: bf16 on a GPU, f32 on a CPU
     #[arg(long, value_enum, default_value_t = ComputeDtype::Auto)]
     compute_dtype: ComputeDtype,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
 }

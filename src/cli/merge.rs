@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(Args)]
 pub(super) struct Merge {
-    /// Checkpoint folder that the adapter was trained on
+    /// Checkpoint folder that the adapter was trained on, or its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Adapter folder, as finetune and PEFT write it
@@ -25,11 +25,12 @@ pub(super) struct Merge {
     /// Which weights the update is added to
     #[arg(long, value_enum)]
     into: Into,
-    /// With --into dequantized: as in training. Not given, what the adapter's
-    /// trainer_state.json says, or else 64
+    /// With --into dequantized: weights that share a scale, as in training. Not given,
+    /// what the adapter's trainer_state.json says, or else 64
     #[arg(long)]
     bnb_4bit_blocksize: Option<usize>,
-    /// The same; or else true
+    /// With --into dequantized: whether the scales were quantized as well. Not given,
+    /// what the adapter's trainer_state.json says, or else true
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     bnb_4bit_use_double_quant: Option<bool>,
     /// Rows, as of --eval-file, on whose first 512 learned tokens the merged model is

@@ -54,13 +54,23 @@ enum Command {
 
 pub fn run() -> Result<ExitCode> {
     let args = with_config(std::env::args_os().collect())?;
-    let cli = match Cli::command().try_get_matches_from(args) {
+    let cli = match grouped().try_get_matches_from(args) {
         Ok(matches) => Cli::from_arg_matches(&matches)?,
         Err(e) => e.exit(),
     };
     // What has no better word for it: a call of tch panics.
     device::quiet_when_out_of_memory();
     device::guarded(|| Ok(run_one(cli.command)))?
+}
+
+/// The command, with the flags of `finetune` under headings: there are many.
+fn grouped() -> clap::Command {
+    Cli::command().mut_subcommand("finetune", |command| {
+        command.mut_args(|flag| match finetune::heading(flag.get_id().as_str()) {
+            Some(heading) => flag.help_heading(heading),
+            None => flag,
+        })
+    })
 }
 
 fn run_one(command: Command) -> Result<ExitCode> {

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 pub(super) struct Preview {
-    /// Checkpoint folder: config.json, and tokenizer.json unless rows are token ids
+    /// Checkpoint folder (config.json, and tokenizer.json unless rows are token ids), or
+    /// its name on the hub
     #[arg(long)]
     model: PathBuf,
     /// Rows to look at: JSON Lines, or CSV with a header

@@ -25,7 +25,7 @@ pub(super) struct Quantize {
     /// Size of one weight file at most, such as 5GB or 500MB
     #[arg(long, default_value = "5GB")]
     max_shard_size: String,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
 }

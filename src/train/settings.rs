@@ -165,7 +165,7 @@ pub struct Settings {
     /// Seed of adapters, dropout and row order
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Go on from a checkpoint of this run: a folder, or the newest in the output

@@ -111,6 +111,29 @@ fn nf4_has_nearly_the_least_absolute_error_at_64() {
 }
 
 #[test]
+fn the_table_called_af4_was_made_without_rounding_to_zero() {
+    let values = scaled(&draws(8192, 64, 6), 64);
+    let below = |x: f64| values.partition_point(|v| v.0 < x) as f64;
+    // Of what a level stands for, the share that lies below it: a half, where the
+    // absolute error is least.
+    let share = |code: &Code, i: usize| {
+        let (low, high) = (code.borders[i - 1], code.borders[i]);
+        (below(code.levels[i]) - below(low)) / (below(high) - below(low))
+    };
+    let rounded = Code::af4();
+    let mut made = rounded.clone();
+    (made.borders[6], made.borders[7]) = (0., 0.);
+    for i in (1..15).filter(|i| *i != 7) {
+        let (made, rounded) = (share(&made, i), share(&rounded, i));
+        assert!((made - 0.5).abs() < 0.02, "{i} {made}");
+        assert!(
+            (rounded - 0.5).abs() > 0.1 || ![6, 8].contains(&i),
+            "{i} {rounded}"
+        );
+    }
+}
+
+#[test]
 fn errors_grow_with_the_block_and_not_with_the_scale() {
     let w = [draws(512, 4096, 7)];
     for code in [Code::nearest(&normal_float(OFFSET)), Code::int4(), Code::fp4()] {
