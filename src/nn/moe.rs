@@ -146,6 +146,7 @@ impl Moe {
         // ANCHOR_END: moe
     }
 
+    // ANCHOR: in_turn
     /// The rows `x` [N·k, D], sorted by the experts `ids`, through one expert after
     /// another. Those that no token goes to are not touched: in 4 bits they are not
     /// dequantized, and their adapters get no gradient. How many tokens each gets is
@@ -159,6 +160,7 @@ impl Moe {
         let outputs = busy.map(|(expert, x)| expert.forward(x, mode));
         Ok(Tensor::f_cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
     }
+    // ANCHOR_END: in_turn
 
     fn shallow_clone(&self) -> Self {
         let router = Router {
