@@ -87,6 +87,7 @@ fn on_gpu<'a>(rows: u64, length: u64) -> Sketch<'a> {
         dropout: true,
         checkpointing: true,
         cuda: true,
+        side_by_side: false,
     }
 }
 

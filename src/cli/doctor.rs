@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use downhill::autograd::{Library, bf16_units};
 use downhill::models::{self, Survey};
+use downhill::nn::grouped::known;
 use downhill::train::{Memory, Sketch};
 use downhill::{device, tch};
 use std::fs;
@@ -165,9 +166,15 @@ fn step(survey: &Survey, args: &Doctor, device: Device, kind: Kind) {
             dropout: true,
             checkpointing,
             cuda: device.is_cuda(),
+            side_by_side: device.is_cuda() && known(device, kind),
         };
         let need = Memory::planned(survey, &sketch);
-        let parts = ["activations", Memory::HIGHEST, Memory::COMPILED];
+        let parts = [
+            "activations",
+            Memory::HIGHEST,
+            Memory::UNPACKED,
+            Memory::COMPILED,
+        ];
         let above: usize = parts.iter().map(|part| need.part(part)).sum();
         let flag = format!("--gradient-checkpointing {checkpointing}");
         println!("{flag:44}{:>10}", sized(above as u64));

@@ -1,6 +1,6 @@
 //! Kernels on the cards that are there. All of them are compiled and loaded when a card
 //! is first used, so that it is settled then, once and for all, whether it has them.
-use super::driver::{Context, Function};
+use super::driver::{Context, Function, capability_of};
 use super::{Call, Launch, SOURCES, nvrtc, store};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -25,6 +25,14 @@ pub(super) fn card(index: usize) -> Option<&'static dyn Launch> {
 /// slower. `None`: it has them.
 pub fn unavailable(index: usize) -> Option<String> {
     ready(index).as_ref().err().cloned()
+}
+
+/// The compute capability of CUDA device `index`, major and minor: 9 and 0 of an H100.
+/// Asked once, of the driver alone. `None`: there is no such device.
+pub fn capability(index: usize) -> Option<[i32; 2]> {
+    static FOUND: [OnceLock<Option<[i32; 2]>>; MOST] =
+        [const { OnceLock::new() }; MOST];
+    *FOUND.get(index)?.get_or_init(|| capability_of(index).ok())
 }
 
 fn ready(index: usize) -> &'static std::result::Result<Card, String> {

@@ -64,17 +64,7 @@ impl Context {
 
     /// `sm_90`, say.
     pub(super) fn architecture(&self) -> Result<String> {
-        use sys::CUdevice_attribute as A;
-        let read = |attribute| {
-            let mut value = 0;
-            // SAFETY: a device that is there, and a place for a number.
-            let code = unsafe {
-                sys::cuDeviceGetAttribute(&mut value, attribute, self.device)
-            };
-            check("cuDeviceGetAttribute", code).map(|()| value)
-        };
-        let major = read(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = read(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let [major, minor] = capability(self.device)?;
         Ok(format!("sm_{major}{minor}"))
     }
 
@@ -149,6 +139,35 @@ impl Context {
         })?;
         Ok(Current)
     }
+}
+
+/// The compute capability of the device with this number, major and minor.
+pub(super) fn capability_of(index: usize) -> Result<[i32; 2]> {
+    let mut device = 0;
+    let index = i32::try_from(index).map_err(|e| e.to_string())?;
+    // SAFETY: nothing is called if the library is not there; a place for a handle.
+    unsafe {
+        if !sys::is_culib_present() {
+            return Err("no libcuda.so.1, the NVIDIA driver's library".into());
+        }
+        check("cuInit", sys::cuInit(0))?;
+        check("cuDeviceGet", sys::cuDeviceGet(&mut device, index))?;
+    }
+    capability(device)
+}
+
+fn capability(device: sys::CUdevice) -> Result<[i32; 2]> {
+    use sys::CUdevice_attribute as A;
+    let read = |attribute| {
+        let mut value = 0;
+        // SAFETY: a device that is there, and a place for a number.
+        let code =
+            unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+        check("cuDeviceGetAttribute", code).map(|()| value)
+    };
+    let major = read(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = read(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok([major, minor])
 }
 
 struct Current;

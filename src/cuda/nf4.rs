@@ -5,8 +5,12 @@ use tch::{Kind, Tensor};
 
 pub(super) const SOURCE: Source = super::source!("nf4");
 
+/// Threads of a block that dequantizes.
+const THREADS: u32 = 256;
 /// As in the kernels: rounds of 16 bytes that a thread of `dequantize` writes.
 const ROUNDS: i64 = 4;
+/// Matrices of one launch: as many as its arguments have room for.
+const AT_ONCE: usize = 64;
 /// Rows of `x` that the 4-bit product has room for.
 const MOST_ROWS: i64 = 8;
 
@@ -33,6 +37,18 @@ impl Nf4Scales<'_> {
                 call.arg(codes).arg(self.absmax).arg(level).arg(offset).arg(shift)
             }
         }
+    }
+
+    /// The words of a `Scales` in `kernels/nf4.cu`.
+    fn words(&self) -> [u64; 4] {
+        let address = |t: &Tensor| t.data_ptr() as u64;
+        let (codes, level, offset) = match self.codes {
+            None => (0, 0, 0f32),
+            Some((codes, level, offset)) => (address(codes), address(level), offset),
+        };
+        let shift = u64::from(self.blocksize.trailing_zeros());
+        let last = u64::from(offset.to_bits()) | shift << 32;
+        [codes, address(self.absmax), level, last]
     }
 
     /// Fails unless these are the scales of `n` weights, where the kernels are.
@@ -82,12 +98,39 @@ impl Kernels {
         self.check("packed", packed, (n + 1) / 2, Kind::Uint8)?;
         self.check("out", out, n, kind)?;
         scales.check(self, n)?;
-        const THREADS: u32 = 256;
-        let wide = 16 / kind.elt_size_in_bytes() as i64;
-        let grid = (n as u64).div_ceil((i64::from(THREADS) * wide * ROUNDS) as u64);
         let call = Call::new(SOURCE, format!("nf4_dequantize_{}", suffix(kind)));
-        let call = call.over(grid as i64, 1, THREADS)?.arg(packed);
+        let call = call.over(blocks(n, kind), 1, THREADS)?.arg(packed);
         self.run(&scales.add_to(call).arg(out).arg(n))
+    }
+
+    /// The same for matrices of one size, one after another in `out`, in one launch for
+    /// every 64 of them: each is its codes and its scales.
+    pub fn nf4_dequantize_all(
+        &self,
+        matrices: &[(&Tensor, Nf4Scales)],
+        out: &Tensor,
+    ) -> Result<()> {
+        let (all, kind) = (out.numel() as i64, out.kind());
+        let count = matrices.len().max(1) as i64;
+        let n = all / count;
+        self.check("out", out, n * count, kind)?;
+        let grid = blocks(n, kind);
+        for (first, some) in (0..).step_by(AT_ONCE).zip(matrices.chunks(AT_ONCE)) {
+            let mut words = Vec::with_capacity(5 * AT_ONCE);
+            for (packed, scales) in some {
+                self.check("packed", packed, (n + 1) / 2, Kind::Uint8)?;
+                scales.check(self, n)?;
+                words.push(packed.data_ptr() as u64);
+                words.extend(scales.words());
+            }
+            words.resize(5 * AT_ONCE, 0);
+            let here = some.len() as i64;
+            let out = out.view([-1]).narrow(0, first * n, here * n);
+            let name = format!("nf4_dequantize_all_{}", suffix(kind));
+            let call = Call::new(SOURCE, name).over(grid, here, THREADS)?;
+            self.run(&call.words(words).arg(&out).arg(n))?;
+        }
+        Ok(())
     }
 
     /// `x Wᵀ` for a W `[out, in]` that is read in 4 bits and never written out, which
@@ -132,6 +175,12 @@ impl Kernels {
         self.run(&call.arg(rows as u32).arg(out).arg(input))?;
         Ok(Some(y))
     }
+}
+
+/// Blocks of threads that dequantize `n` weights.
+fn blocks(n: i64, kind: Kind) -> i64 {
+    let wide = 16 / kind.elt_size_in_bytes() as i64;
+    (n as u64).div_ceil((i64::from(THREADS) * wide * ROUNDS) as u64) as i64
 }
 
 /// Threads that go over a row in as few rounds as 256 would, all of them busy in each:

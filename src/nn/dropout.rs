@@ -96,7 +96,7 @@ pub fn factors(x: &Tensor, p: f64, mode: Mode, place: u32) -> Option<Tensor> {
 }
 
 /// The mask of one dropout: 0 where a draw of 16 bits is below `below`.
-fn mask(p: f64, mode: Mode, place: u32) -> Option<Mask> {
+pub(super) fn mask(p: f64, mode: Mode, place: u32) -> Option<Mask> {
     let Mode::Train { seed, step } = mode else { return None };
     (p > 0.).then(|| {
         let below = (p * 65536.).round() as u32;
@@ -189,7 +189,7 @@ const LANES: usize = 16;
 /// Factors from as many counters: each gives four words of two draws.
 const GROUP: usize = 8 * LANES;
 /// Factors that one thread draws at a time, at least.
-const PART: usize = 64 * GROUP;
+pub(super) const PART: usize = 64 * GROUP;
 
 /// `n` draws from N(0, 1), a function of (seed, place): Box-Muller over Philox.
 pub fn normal(n: usize, seed: u64, place: u32) -> Vec<f32> {

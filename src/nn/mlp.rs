@@ -55,7 +55,7 @@ impl SwiGlu {
 
 /// `silu(gate) ⊙ up`. On a card a kernel, which keeps `gate` and `up` for backward, but
 /// not `silu(gate)`.
-fn gated(gate: Tensor, up: Tensor) -> Result<Tensor> {
+pub(super) fn gated(gate: Tensor, up: Tensor) -> Result<Tensor> {
     let Some(kernels) = cuda::kernels(&[&gate, &up]) else {
         return Ok(gate.silu() * up);
     };

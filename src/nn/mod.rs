@@ -8,6 +8,7 @@ mod adapter;
 mod attention;
 mod cross_entropy;
 pub mod dropout;
+pub mod grouped;
 mod linear;
 mod mla;
 mod mlp;
@@ -15,6 +16,7 @@ mod moe;
 mod norm;
 mod rope;
 mod rows;
+mod stack;
 
 pub use adapter::{Adapter, Dora, Length};
 pub use attention::{Attention, Dropping, Gqa, KvCache, LayerCache};

@@ -1,5 +1,6 @@
 //! A mixture of experts: a router sends each token to a few of many feed-forward
 //! layers.
+use super::grouped::{Grouped, Groups};
 use super::{Linear, Mode, SwiGlu};
 use crate::{Result, autograd};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -115,22 +116,27 @@ impl Router {
 }
 
 impl Moe {
-    /// [N, D] to [N, D]. Experts that no token goes to are not touched: in 4 bits they
-    /// are not dequantized, and their adapters get no gradient. All experts are served
-    /// by one sort; how many tokens each gets is all that the host asks a GPU for.
+    /// [N, D] to [N, D], all experts served by one sort.
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         // ANCHOR: moe
         let (weights, ids) = self.router.route(x)?;
         let ids = ids.view([-1]); // (N·k)
-        let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
-        let counts = Vec::<i64>::try_from(&counts.to_device(Device::Cpu))?;
-        let sorted = Sorted::new(&ids, self.router.routing.chosen)?;
-        let inputs = sorted.spread(x)?.f_split_with_sizes(counts, 0)?;
-        let each = self.experts.iter().zip(&inputs);
-        let busy = each.filter(|(_, x)| x.size()[0] > 0);
-        let outputs = busy.map(|(expert, x)| expert.forward(x, mode));
-        let outputs = Tensor::f_cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?;
-        let outputs = sorted.back(&outputs)?; // (N, k, D)
+        let (chosen, experts) = (self.router.routing.chosen, &self.experts);
+        let outputs = match Grouped::of(experts, x, ids.numel() as i64, mode) {
+            // On a card side by side. Each expert gets a row of zeros more, so that
+            // none is without.
+            Some(grouped) => {
+                let all = experts.len() as i64;
+                let sorted = Sorted::new(&ids, chosen, all)?;
+                let groups = Groups::new(sorted.owner.shallow_clone(), all)?;
+                let outputs = grouped.forward(&sorted.spread(x)?, &groups, mode)?;
+                sorted.back(&outputs)?
+            }
+            None => {
+                let sorted = Sorted::new(&ids, chosen, 0)?;
+                sorted.back(&self.in_turn(&sorted.spread(x)?, &ids, mode)?)?
+            }
+        }; // (N, k, D)
         let sum = outputs.f_mul(&weights.unsqueeze(-1))?; // f32
         let sum = sum.sum_dim_intlist([1].as_slice(), false, None).to_kind(x.kind());
         match &self.shared {
@@ -139,6 +145,22 @@ impl Moe {
         }
         // ANCHOR_END: moe
     }
+
+    // ANCHOR: in_turn
+    /// The rows `x` [N·k, D], sorted by the experts `ids`, through one expert after
+    /// another. Those that no token goes to are not touched: in 4 bits they are not
+    /// dequantized, and their adapters get no gradient. How many tokens each gets is
+    /// all that the host asks a GPU for.
+    fn in_turn(&self, x: &Tensor, ids: &Tensor, mode: Mode) -> Result<Tensor> {
+        let counts = ids.f_bincount(None::<Tensor>, self.experts.len() as i64)?;
+        let counts = Vec::<i64>::try_from(&counts.to_device(Device::Cpu))?;
+        let inputs = x.f_split_with_sizes(counts, 0)?;
+        let each = self.experts.iter().zip(&inputs);
+        let busy = each.filter(|(_, x)| x.size()[0] > 0);
+        let outputs = busy.map(|(expert, x)| expert.forward(x, mode));
+        Ok(Tensor::f_cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+    // ANCHOR_END: in_turn
 
     fn shallow_clone(&self) -> Self {
         let router = Router {
@@ -160,7 +182,11 @@ impl Moe {
 struct Sorted {
     /// k.
     chosen: i64,
-    /// Which copy stands where: [N·k].
+    /// Rows of zeros, one for each expert, the last of its rows; or none: S.
+    spare: i64,
+    /// Of which expert a row is: [N·k + S].
+    owner: Tensor,
+    /// Which copy, or spare row, stands where: [N·k + S].
     order: Tensor,
     /// Where a copy stands: [N·k].
     place: Tensor,
@@ -168,17 +194,27 @@ struct Sorted {
 
 impl Sorted {
     /// By the experts `ids` of the copies, [N·k].
-    fn new(ids: &Tensor, chosen: i64) -> Result<Self> {
-        let order = ids.f_argsort_stable(true, 0, false)?;
+    fn new(ids: &Tensor, chosen: i64, spare: i64) -> Result<Self> {
+        let rows = match spare {
+            0 => ids.shallow_clone(),
+            n => {
+                let each = Tensor::f_arange(n, (ids.kind(), ids.device()))?;
+                Tensor::f_cat(&[ids, &each], 0)?
+            }
+        };
+        let order = rows.f_argsort_stable(true, 0, false)?;
         let place = order.f_argsort_stable(true, 0, false)?;
-        Ok(Self { chosen, order, place })
+        let place = place.f_narrow(0, 0, ids.size()[0])?;
+        let owner = rows.f_index_select(0, &order)?;
+        Ok(Self { chosen, spare, owner, order, place })
     }
 
-    /// [N, D] to [N·k, D].
+    /// [N, D] to [N·k + S, D].
     fn spread(&self, x: &Tensor) -> Result<Tensor> {
         let token = self.order.f_divide_scalar_mode(self.chosen, "floor")?;
         let (chosen, place) = (self.chosen, self.place.shallow_clone());
-        let forward = || Ok(vec![x.f_index_select(0, &token)?]);
+        let zeros = (self.spare + chosen - 1) / chosen;
+        let forward = || Ok(vec![below(x, zeros)?.f_index_select(0, &token)?]);
         let mut copies = autograd::custom(&[x], forward, move |dy| {
             let add = |dy: &Tensor| -> Result<Tensor> {
                 let dy =
@@ -190,15 +226,25 @@ impl Sorted {
         Ok(copies.remove(0))
     }
 
-    /// [N·k, D] to [N, k, D].
+    /// [N·k + S, D] to [N, k, D].
     fn back(&self, copies: &Tensor) -> Result<Tensor> {
-        let order = self.order.shallow_clone();
+        let (order, spare) = (self.order.shallow_clone(), self.spare);
         let forward = || Ok(vec![copies.f_index_select(0, &self.place)?]);
         let mut y = autograd::custom(&[copies], forward, move |dy| {
-            let sort = |dy: &Tensor| dy.f_index_select(0, &order);
+            let sort = |dy: &Tensor| -> Result<Tensor> {
+                Ok(below(dy, spare)?.f_index_select(0, &order)?)
+            };
             Ok(vec![dy[0].as_ref().map(sort).transpose()?])
         })?;
         Ok(y.remove(0).f_unflatten(0, [-1, self.chosen])?)
+    }
+}
+
+/// `x`, and so many rows of zeros below it.
+fn below(x: &Tensor, zeros: i64) -> Result<Tensor> {
+    match zeros {
+        0 => Ok(x.shallow_clone()),
+        n => Ok(x.f_constant_pad_nd([0, 0, 0, n])?),
     }
 }
 

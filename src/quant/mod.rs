@@ -228,6 +228,29 @@ impl Nf4Tensor {
         Ok(())
     }
 
+    /// Matrices of one shape into `out` [E, out, in], contiguous, as
+    /// [`Nf4Tensor::dequantize_into`] would one by one; where there are kernels, in one
+    /// launch for many.
+    pub fn dequantize_all(matrices: &[&Self], out: &Tensor) -> Result<()> {
+        let Some(first) = matrices.first() else { return Ok(()) };
+        let [rows, columns] = first.shape;
+        let size = [matrices.len() as i64, rows, columns];
+        let alike = matrices.iter().all(|q| q.shape == first.shape);
+        if out.size() != size || !alike {
+            let what = format!("found {:?}; expected {size:?}", out.size());
+            return Err(Error::setting("out", what));
+        }
+        let known = matches!(out.kind(), Kind::Float | Kind::BFloat16 | Kind::Half);
+        let kernels = Kernels::at(out.device(), out.kind());
+        if let Some(kernels) = kernels.filter(|_| known) {
+            let parts = matrices.iter().map(|q| (&q.packed, q.scales()));
+            let parts: Vec<_> = parts.collect();
+            return kernels.nf4_dequantize_all(&parts, out);
+        }
+        let mut each = (0..).zip(matrices);
+        each.try_for_each(|(i, q)| q.dequantize_into(&out.f_get(i)?))
+    }
+
     /// The same by a kernel, where there is one; whether there was.
     fn by_kernel(&self, out: &Tensor) -> Result<bool> {
         if !matches!(out.kind(), Kind::Float | Kind::BFloat16 | Kind::Half) {

@@ -1,6 +1,7 @@
 //! The memory of a run, computed before anything of it is loaded.
 use super::Memory;
 use crate::models::{DecoderConfig, Survey};
+use crate::nn::grouped;
 use tch::Kind;
 
 /// A run, as far as its memory goes.
@@ -24,6 +25,9 @@ pub struct Sketch<'a> {
     pub checkpointing: bool,
     /// On a GPU a weight is unpacked whole, and attention keeps no table.
     pub cuda: bool,
+    /// A card on which all experts of a layer are unpacked at once:
+    /// [`crate::nn::grouped::known`].
+    pub side_by_side: bool,
 }
 
 /// Scores that the loss computes at a time; see `nn::cross_entropy`.
@@ -34,6 +38,8 @@ const F32: u64 = 4;
 impl Memory {
     /// Name of the part that [`Memory::planned`] gives to what is largest for a moment.
     pub const HIGHEST: &str = "scores, or a layer in backward";
+    /// Name of the part for weights in the kind that is computed in.
+    pub const UNPACKED: &str = "weights, unpacked for a product";
 
     /// Name of the part that [`Memory::planned`] gives to what oneDNN compiles.
     pub const COMPILED: &str = "products, compiled";
@@ -73,6 +79,7 @@ impl Memory {
             _ if run.checkpointing => trained / F32 * w / layers.max(1),
             _ => trained / F32 * w,
         };
+        let unpacked = unpacked.max(run.of_experts(c));
         let parts = [
             ("weights", model.weight_bytes(run.nf4, run.kind)),
             ("adapters", trained),
@@ -80,7 +87,7 @@ impl Memory {
             ("optimizer state", 2 * trained),
             ("activations", tokens * (kept + ends) + cast),
             (Self::HIGHEST, highest),
-            ("one weight, unpacked", unpacked),
+            (Self::UNPACKED, unpacked),
             (Self::COMPILED, compiled),
         ];
         let parts = parts.map(|(name, bytes)| (name, bytes as usize));
@@ -180,6 +187,16 @@ impl Sketch<'_> {
             + self.inputs(&firsts, d, false)
             + self.inputs(&["kv_b_proj"], latent, false)
             + self.inputs(&["o_proj"], heads * value, true)
+    }
+
+    /// One weight of all experts of a layer, where they are computed side by side.
+    fn of_experts(&self, c: &DecoderConfig) -> u64 {
+        let Some(e) = c.experts.as_ref().filter(|_| self.side_by_side) else {
+            return 0;
+        };
+        let shape = [e.intermediate_size, c.hidden_size];
+        let bytes = grouped::scratch(e.routed, shape, self.width() as i64);
+        if bytes <= grouped::MOST_BYTES { bytes as u64 } else { 0 }
     }
 
     /// Width of the widest feed-forward layer, with experts all that see a token.

@@ -160,6 +160,7 @@ fn sketch<'a>(rows: u64, length: u64) -> Sketch<'a> {
         dropout: true,
         checkpointing: false,
         cuda: false,
+        side_by_side: false,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::common::{cuda, wave};
 use crate::cuda_host::{BACKWARDS, EMULATOR, Emulator, have_run};
 use crate::golden::{gap, same_bits};
-use downhill::cuda::{emulated, kernels};
+use downhill::cuda::{Mask, MaskedRows, emulated, kernels};
 use downhill::nn::dropout::dropout;
 use downhill::nn::{
     Adapter, Linear, Mode, RmsNorm, Rope, RopeScaling, SwiGlu, cross_entropy,
@@ -313,6 +313,33 @@ fn masks(on: On) {
             }
         }
     }
+    // Rows of several dropouts: each has the mask that it would have by itself.
+    let counts = [3, 1, 40, 2];
+    for (kind, width) in [(Kind::Float, 128), (Kind::BFloat16, 384)] {
+        let rows = counts.iter().sum::<i64>();
+        let (found, expected) = on.both(|device| {
+            let x = numbers(&[rows, width], kind, device);
+            let ends = Tensor::from_slice(&[3i32, 4, 44, 46]).to_device(device);
+            let owner = (0..).zip(counts).flat_map(|(e, n)| vec![e; n as usize]);
+            let owner = Tensor::from_slice(&owner.collect::<Vec<i64>>());
+            let owner = &owner.to_device(device);
+            let Some(kernels) = kernels(&[&x]) else {
+                let parts = (5..).step_by(3).zip(x.split_with_sizes(counts, 0));
+                let each = parts.map(|(place, x)| {
+                    dropout(&x.to_kind(Kind::Float), 0.3, mode(8), place)
+                });
+                return Tensor::cat(&each.collect::<Vec<_>>(), 0).to_kind(kind);
+            };
+            let rows = MaskedRows { owner, ends: &ends, apart: 3 };
+            let below = (0.3f64 * 65536.).round() as u32;
+            let kept = (1. / (1. - f64::from(below) / 65536.)) as f32;
+            let Mode::Train { seed, step } = mode(8) else { unreachable!() };
+            let mask = Mask { seed, step, place: 5, below, kept };
+            let found = kernels.dropout_rows(&x, &rows, mask).expect("a kernel");
+            found.to_device(CPU)
+        });
+        assert!(same_bits(&found, &expected), "rows of {width} {kind:?}");
+    }
     // In an adapter: the mask is drawn again in backward.
     for (x_kind, a_kind) in [
         (Kind::Float, Kind::Float),
@@ -371,7 +398,7 @@ fn on_cuda_kernels_are_their_twins() {
 /// What the comparisons are worth: each fault makes one fail.
 #[test]
 fn faults_in_kernels_are_found() {
-    let faults: [(fn(On), [&str; 2]); 9] = [
+    let faults: [(fn(On), [&str; 2]); 11] = [
         // A barrier is missing; some threads only come to one.
         (
             norms,
@@ -404,11 +431,16 @@ fn faults_in_kernels_are_found() {
             ],
         ),
         (masks, ["round < 10", "round < 9"]),
+        (masks, ["ends[e - 1]", "ends[e]"]),
+        (masks, ["place + (u32)e * apart", "place + (u32)e"]),
     ];
     for (case, fault) in faults {
         let emulator = Emulator { backwards: false, fault: Some(fault) };
         let emulator = Box::leak(Box::new(emulator));
-        let run = AssertUnwindSafe(|| case(On::Emulator(emulator)));
+        // A fault that ends in the middle of a kernel leaves this thread without
+        // gradients, for lack of which all that follow would be found.
+        let run = || tch::with_grad(|| case(On::Emulator(emulator)));
+        let run = AssertUnwindSafe(run);
         assert!(catch_unwind(run).is_err(), "{fault:?} went unnoticed");
     }
 }

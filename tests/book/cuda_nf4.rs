@@ -126,6 +126,30 @@ fn dequantizes(device: Device) {
     }
 }
 
+/// More matrices than one launch takes, all of one size, of two kinds.
+fn dequantizes_all(device: Device) {
+    for (shape, blocksize) in [([3, 11], 32), ([8, 40], 64), ([96, 190], 64)] {
+        let w = awkward(shape);
+        let made = [(w.copy(), true), (-w, false)].map(|(w, double_quant)| {
+            let q = Nf4Tensor::quantize(&w, blocksize, double_quant).unwrap();
+            q.to_device(device)
+        });
+        let all: Vec<_> = (0..67).map(|i| &made[(i / 3) % 2]).collect();
+        for kind in KINDS {
+            let [n, m] = shape;
+            let out = Tensor::empty([67, n, m], (kind, device));
+            Nf4Tensor::dequantize_all(&all, &out).unwrap();
+            let each: Vec<_> = all.iter().map(|q| q.dequantize(kind)).collect();
+            let expected = Tensor::stack(&each, 0);
+            same(&out, &expected, &format!("67 of {shape:?} {kind:?}"));
+        }
+    }
+    let q = Nf4Tensor::quantize(&awkward([4, 64]), 64, true).unwrap();
+    let q = q.to_device(device);
+    let out = Tensor::empty([2, 4, 63], (Kind::Float, device));
+    refused(Nf4Tensor::dequantize_all(&[&q, &q], &out), &["63", "[2, 4, 64]"]);
+}
+
 fn multiplies(device: Device) {
     for [out, input] in [[1, 32], [5, 64], [9, 352], [6, 1408], [3, 8224]] {
         let w = wave(&[out, input], Kind::Float) - 0.5;
@@ -167,6 +191,8 @@ fn emulated_quantization_is_the_twin() {
 #[test]
 fn emulated_dequantization_is_the_twin() {
     by_emulator(dequantizes);
+    by_emulator(dequantizes_all);
+    dequantizes_all(CPU);
 }
 
 #[test]
@@ -188,6 +214,7 @@ fn quantization_on_a_card() {
 #[test]
 fn dequantization_on_a_card() {
     by_card(dequantizes);
+    by_card(dequantizes_all);
 }
 
 #[test]
@@ -199,7 +226,7 @@ fn products_on_a_card() {
 #[test]
 fn faults_are_found() {
     type Case = fn(Device);
-    let faults: [(&str, &str, Case); 8] = [
+    let faults: [(&str, &str, Case); 9] = [
         ("0.0795803f,   0.1609302f", "0.07958031f,  0.1609302f", dequantizes),
         (
             "__fadd_rn(__fmul_rn(level[codes[block]], absmax[block >> 8]), offset)",
@@ -208,6 +235,7 @@ fn faults_are_found() {
         ),
         ("block >> 8", "block >> 9", dequantizes),
         ("4 * (e ^ 1)", "4 * e", dequantizes),
+        ("out + blockIdx.y * n", "out + blockIdx.x * n", dequantizes_all),
         ("code += x > border[i]", "code += x >= border[i]", quantizes),
         ("__fmul_rn(x[e], inverse)", "x[e] / scale", quantizes),
         (

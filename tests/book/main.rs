@@ -29,6 +29,7 @@ mod device;
 mod doctor;
 mod families;
 mod golden;
+mod grouped;
 mod hub;
 mod kept;
 mod late;

@@ -87,6 +87,15 @@ __device__ void dequantize(const u8 *__restrict__ packed, Scales scales,
   }
 }
 
+// Of one of several matrices, as many as fit into the 4 KB of a kernel's arguments.
+struct Matrix {
+  const u8 *packed;
+  Scales scales;
+};
+struct Matrices {
+  Matrix at[64];
+};
+
 // To 4 bits: eight weights to a thread, `blocksize / 8` threads to a block of
 // weights, whose maximum they find in halves of halves.
 template <class T>
@@ -213,6 +222,12 @@ __device__ void matvec(const u8 *__restrict__ packed, Scales scales,
       nf4_dequantize_##name(const u8 *packed, SCALES, T *out, i64 n) {             \
     Scales scales = {codes, absmax, level, offset, shift};                         \
     dequantize(packed, scales, out, n);                                            \
+  }                                                                                \
+  /* Matrices of n weights each, one after another: blockIdx.y names one. */       \
+  extern "C" __global__ void __launch_bounds__(256)                                \
+      nf4_dequantize_all_##name(Matrices matrices, T *out, i64 n) {                \
+    const Matrix &one = matrices.at[blockIdx.y];                                   \
+    dequantize(one.packed, one.scales, out + blockIdx.y * n, n);                   \
   }                                                                                \
   MATVEC(name, T, 1, 4)                                                            \
   MATVEC(name, T, 2, 2)                                                            \
