@@ -8,7 +8,7 @@ copying, a matrix product and NF4; and the fine-tune of models of a true shape (
 weights, LoRA r 16 on all linears, bf16, batches of 4) by downhill and by transformers +
 PEFT + bitsandbytes on the same tokens, without and with gradient checkpointing. What
 is not installed, or for which no time is left, is named as skipped. Prints one JSON
-object and writes it to --out.
+object and writes it to --out, after each part as far as it is.
 
 `--dry-run` does all of it on a CPU with tiny shapes: to see that it works, not how fast.
 """
@@ -22,6 +22,7 @@ import pathlib
 import platform
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -131,18 +132,43 @@ def write_rows(path, vocabulary, length, rows):
             out.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
 
 
+# Every line that a command says, as it comes: see `--out`.
+LOG = None
+
+
 def spoken(command, timeout, env=None):
-    """Runs a command; its output, and when each of its lines came."""
+    """Runs a command; its status, its output with when each line came, and whether it
+    ran out of time. It is ended then, with all that it started; where a hung GPU keeps
+    even that from ending, it is left behind."""
+    if timeout < 3:
+        return None, [], True
     start = time.perf_counter()
     child = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True,
-                             stderr=subprocess.STDOUT, cwd=ROOT, env=env)
-    timer = threading.Timer(max(timeout, 1), child.kill)
-    timer.start()
-    lines = [(time.perf_counter() - start, line.rstrip("\n")) for line in child.stdout]
-    status = child.wait()
-    late = not timer.is_alive()
-    timer.cancel()
-    return status, lines, late
+                             stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **(env or {})},
+                             process_group=0, errors="replace")
+    lines = []
+
+    def listen():
+        for line in child.stdout:
+            lines.append((time.perf_counter() - start, line.rstrip("\n")))
+            if LOG:
+                LOG.write(line)
+                LOG.flush()
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    late = False
+    try:
+        listener.join(timeout)
+        late = listener.is_alive()
+    finally:  # also where somebody interrupts
+        if listener.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            listener.join(5)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(5)
+    return child.poll(), list(lines), late
 
 
 def last_json(lines):
@@ -155,7 +181,7 @@ def last_json(lines):
 
 def failed(status, lines, late):
     if late:
-        return {"skipped": "no time left"}
+        return {"skipped": "no time left", "output": [line for _, line in lines[-4:]]}
     return {"failed": f"status {status}", "output": [line for _, line in lines[-8:]]}
 
 
@@ -165,23 +191,45 @@ def doctor(binary):
     return {"ok": status == 0, "lines": text}, any(re.match(r"device\s+CUDA", t) for t in text)
 
 
-def tests(binary, timeout):
-    """The tests whose names have `cuda` in them."""
+# Those that run the kernels on the host, which CI does.
+NOT_HERE = ["cuda_compile::for_each", "cuda_compile::registers", "cuda_kernels::faults",
+            "cuda_kernels::kernels_are", "cuda_nf4::emulated", "cuda_nf4::faults",
+            "cuda_runs::checkpointing", "cuda_runs::twenty_steps_by", "parity_"]
+
+
+def tests(binary, left):
+    """The tests whose names have `cuda` in them, one after another; and those that fail
+    each by itself once more: after a fault on the card nothing else works in its process."""
     if not binary:
         return {"skipped": "no test binary"}
-    status, lines, late = spoken([binary, "cuda", "--test-threads=1", "--show-output"], timeout)
-    found = [re.search(r"(\d+) passed; (\d+) failed", line) for _, line in lines]
-    found = [f for f in found if f]
-    if not found:
+    skip = [word for name in NOT_HERE for word in ("--skip", name)]
+    status, lines, late = spoken([binary, "cuda", "--test-threads=1", "--show-output", *skip], left(150))
+    done, begun, now = {}, [], None
+    for _, line in lines:  # libtorch's own warnings may stand within
+        if m := re.match(r"test (\S+) \.\.\.", line):
+            now = m[1]
+            begun.append(now)
+        if now and (m := re.search(r"(?:^|\s)(ok|FAILED|ignored)$", line)):
+            done[now], now = m[1], None
+    if not begun:
         return failed(status, lines, late)
-    bad = [line for _, line in lines if re.match(r"test .* FAILED", line)]
+    hung = [name for name in begun if name not in done] if late or status not in (0, 101) else []
+    bad = [name for name, how in done.items() if how == "FAILED"] + hung
     gone = [line for _, line in lines if line.startswith("skipped:")]
-    passed, wrong = (sum(int(f[i]) for f in found) for i in (1, 2))
-    tail = [line for _, line in lines[-40:]] if wrong else []
-    return {"passed": passed, "failed": wrong, "names": bad, "skipped": len(gone), "output": tail}
+    passed = sum(how == "ok" for how in done.values())
+    found = {"passed": passed, "failed": len(bad), "names": bad, "skipped": len(gone),
+             "not_ended": hung, "output": [line for _, line in lines[-40:]] if bad else []}
+    for name in bad[:4]:
+        # Each launch is waited for, so that the one at fault is the one that is named.
+        status, lines, late = spoken([binary, name, "--exact", "--show-output"], left(20),
+                                     {"CUDA_LAUNCH_BLOCKING": "1", "RUST_BACKTRACE": "0"})
+        how = "out of time" if late else "passed" if status == 0 else "failed"
+        alone = {"alone": how, "output": [line for _, line in lines[-12:]]}
+        found.setdefault("again", {})[name] = alone
+    return found
 
 
-def ours(binary, job, timeout):
+def ours(binary, job, timeout, env=None):
     """One fine-tune by downhill, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -200,7 +248,7 @@ def ours(binary, job, timeout):
             "cache-dequant": str(job.get("cache_dequant", False)).lower(),
         }
         flags = [f"--{k}={v}" for k, v in flags.items()]
-        status, lines, late = spoken([binary, "train", *flags], timeout)
+        status, lines, late = spoken([binary, "train", *flags], timeout, env)
         drawn = folder / "out" / "profile.svg"
         if job.get("profile") and drawn.exists():
             pathlib.Path(job["profile"]).write_text(drawn.read_text())
@@ -341,13 +389,23 @@ def run(args):
     result = {"dry_run": args.dry_run, "date": time.strftime("%Y-%m-%d"), "doctor": about,
               "versions": versions(), "settings": {"batch": BATCH, "lora_r": R,
               "target_modules": "all-linear", "lora_dropout": 0, "compute": "bf16"}}
-    say = lambda *words: print(*words, file=sys.stderr, flush=True)
+    entries = {}  # of the shape that is under way
+
+    def say(*words):
+        """Says it, and keeps all that is known so far: whoever is cut off loses nothing."""
+        print(*words, file=sys.stderr, flush=True)
+        if args.out:
+            so_far = {**result, "runs": result["runs"] + list(entries.values()), "whole": False}
+            kept(args.out, json.dumps(so_far))
+
+    result["runs"] = []
+    wanted = lambda part: not args.only or part in args.only
     say("\n  ".join(["doctor:", *about["lines"][:2]]))
-    result["tests"] = tests(args.tests, left(150))
+    result["tests"] = tests(args.tests, left) if wanted("tests") else {"skipped": "not asked for"}
     say("tests:", {k: v for k, v in result["tests"].items() if k != "output"})
     sizes = ["--sizes=64,32,64"] if args.dry_run else []
     got = spoken([args.bench, "kernels", "--device", device, *sizes], left(60))
-    kernels = last_json(got[1]) or failed(*got)
+    kernels = last_json(got[1]) or failed(*got)  # not left out: the bounds need it
     result["kernels"] = kernels
     say("kernels:", kernels)
     shapes, lengths, steps = SHAPES, LENGTHS, args.steps
@@ -365,6 +423,9 @@ def run(args):
             if args.out and not result["runs"] and (length, again) == jobs[0]:
                 job["profile"] = pathlib.Path(args.out).with_name("gpu_profile.svg")
             entry["ours"] = ours(args.bench, job, left(90))
+            if "failed" in entry["ours"] and not args.dry_run:
+                off = {"DOWNHILL_CUDA_KERNELS": "off"}  # is it our kernels?
+                entry["ours_without_kernels"] = ours(args.bench, job, left(60), off)
             judge(c, length, again, entry["ours"], kernels)
             say(name, length, again, "ours:", brief(entry["ours"]))
         for side, liger in (("peers", False), ("peers_liger", True)):
@@ -386,10 +447,18 @@ def run(args):
     raise SystemExit(1 if broken or not about["ok"] else 0)
 
 
+def kept(path, text):
+    """Writes a file whole or not at all."""
+    partial = pathlib.Path(f"{path}.partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
+
+
 def brief(got):
     speed = got.get("tokens_per_second")
     if not speed:
-        return got.get("skipped") or got.get("failed")
+        why = got.get("skipped") or got.get("failed")
+        return "\n    ".join([str(why), *got.get("output", [])[-4:]])
     share = f", {got['of_bound']:.0%} of the bound" if "of_bound" in got else ""
     return f"{speed:.0f} tok/s{share}"
 
@@ -399,7 +468,10 @@ def main():
     p.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU")
     p.add_argument("--minutes", type=float, default=8, help="stop asking for more after these")
     p.add_argument("--steps", type=int, default=8)
-    p.add_argument("--out", help="where the JSON goes as well")
+    p.add_argument("--only", nargs="+", metavar="PART", choices=["tests", "kernels", *SHAPES],
+                   help="not all: tests, kernels, or the shapes named")
+    p.add_argument("--out", help="where the JSON goes as well, as it grows; and, beside it "
+                                 "with .log, all that the programs say")
     p.add_argument("--downhill", default=ROOT / "target/debug/downhill")
     p.add_argument("--bench", default=ROOT / "target/debug/examples/bench_gpu")
     p.add_argument("--tests", help="the test binary")
@@ -408,6 +480,11 @@ def main():
     args = p.parse_args()
     if args.peer:
         return peer(json.loads(args.peer))
+    if args.only:
+        SHAPES[:] = [name for name in SHAPES if name in args.only]
+    if args.out and not args.bounds:
+        global LOG
+        LOG = open(f"{args.out}.log", "w")
     if args.bounds:
         text = json.dumps({"measured": False, "bounds": bounds()}, indent=2) + "\n"
         return pathlib.Path(args.out).write_text(text) if args.out else print(text)

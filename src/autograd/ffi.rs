@@ -43,6 +43,8 @@ unsafe extern "C" {
         error_len: usize,
     ) -> i32;
     fn dh_clear_grad(t: *const C_tensor);
+    fn dh_deterministic(on: bool);
+    fn dh_device_peak(index: i32, anew: bool, found: *mut u64) -> bool;
     fn dh_load_library(name: *const c_char) -> *const c_char;
     fn dh_symbol(name: *const c_char) -> *mut c_void;
     fn dh_file_of(address: *const c_void) -> *const c_char;
@@ -190,6 +192,18 @@ pub(super) fn onednn_mm(
 pub(super) fn clear_grad(t: &Tensor) {
     // SAFETY: a live handle.
     unsafe { dh_clear_grad(t.as_ptr()) }
+}
+
+pub(super) fn deterministic(on: bool) {
+    // SAFETY: sets what libtorch reads later.
+    unsafe { dh_deterministic(on) }
+}
+
+pub(super) fn device_peak(index: usize, anew: bool) -> Option<[u64; 2]> {
+    let mut found = [0; 2];
+    let index = i32::try_from(index).ok()?;
+    // SAFETY: room for two numbers; exceptions become false.
+    unsafe { dh_device_peak(index, anew, found.as_mut_ptr()) }.then_some(found)
 }
 
 pub(super) fn load_library(name: &str) -> std::result::Result<(), String> {

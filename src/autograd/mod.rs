@@ -154,7 +154,9 @@ pub fn checkpoint_kept(
     }
     let mut again = move || {
         if offload && let Some(x) = kept.first_mut() {
-            *x = upload(x, home);
+            // By the device, after what it has written there: the host, which may be
+            // here before it has, must not read it.
+            *x = x.to_device_(home, x.kind(), true, false);
         }
         leaves(&kept)
     };
@@ -205,6 +207,19 @@ pub fn upload(t: &Tensor, device: Device) -> Tensor {
 /// by itself. (Not `pin_memory`: given a device, it complains at every call.)
 pub fn pinned(t: &Tensor, device: Device) -> Tensor {
     t.internal_pin_memory(device)
+}
+
+/// Asks libtorch for the same bits in every run on a GPU too, where it has a choice: of
+/// attention's backward and of cuBLAS's memory. Before the first product there.
+pub fn deterministic(on: bool) {
+    ffi::deterministic(on);
+}
+
+/// The most bytes that libtorch's allocator of CUDA device `index` has handed out, and
+/// reserved for that, since the process began or since this was last asked with `anew`.
+/// None before its first tensor.
+pub fn device_peak(index: usize, anew: bool) -> Option<[u64; 2]> {
+    ffi::device_peak(index, anew)
 }
 
 /// Loads a shared library beside libtorch (its CUDA half), before its first use.

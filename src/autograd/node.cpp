@@ -1,6 +1,8 @@
 // Gives Rust what tch lacks: an autograd node whose backward is a Rust closure.
 // The only C++ of this crate; src/autograd/mod.rs is its one caller and its docs.
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -109,6 +111,30 @@ int dh_attach(Tensor **inputs, size_t n_in, Tensor **outputs, size_t n_out,
 
 // `.grad = None`, for which tch has no call.
 void dh_clear_grad(Tensor *t) { t->mutable_grad().reset(); }
+
+// Takes the algorithms that give the same bits again. cuBLAS wants its workspace named
+// for that. New tensors are not filled, which libtorch would add.
+void dh_deterministic(bool on) {
+  if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+  at::globalContext().setDeterministicFillUninitializedMemory(!on);
+  at::globalContext().setDeterministicAlgorithms(on, false);
+}
+
+// The most bytes handed out and reserved on a GPU since the start, or since this was
+// last asked `anew`. False: nothing was asked of its allocator yet.
+bool dh_device_peak(int index, bool anew, uint64_t *found) {
+  try {
+    auto *all = c10::getDeviceAllocator(c10::kCUDA);
+    if (!all->initialized()) return false;
+    auto stats = all->getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    found[0] = stats.allocated_bytes[0].peak; // of both pools
+    found[1] = stats.reserved_bytes[0].peak;
+    if (anew) all->resetPeakStats(static_cast<c10::DeviceIndex>(index));
+    return true;
+  } catch (const std::exception &) {
+    return false;
+  }
+}
 
 // Loads a shared library, its symbols for all to see. Null, or why not.
 const char *dh_load_library(const char *name) {

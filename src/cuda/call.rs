@@ -177,7 +177,7 @@ pub fn emulated<T>(emulator: &'static dyn Launch, f: impl FnOnce() -> T) -> T {
 #[derive(Clone, Copy)]
 pub struct Kernels {
     on: &'static dyn Launch,
-    device: Device,
+    pub(super) device: Device,
     pub(super) kind: Kind,
 }
 

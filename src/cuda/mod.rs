@@ -28,6 +28,7 @@ use source;
 mod adam;
 mod call;
 mod card;
+mod clip;
 mod driver;
 mod dropout;
 mod loss;
@@ -50,8 +51,9 @@ pub use rope::Pairs;
 pub use store::kept;
 
 /// All that there are.
-pub const SOURCES: [Source; 7] = [
+pub const SOURCES: [Source; 8] = [
     adam::SOURCE,
+    clip::SOURCE,
     dropout::SOURCE,
     loss::SOURCE,
     nf4::SOURCE,

@@ -239,7 +239,9 @@ impl fmt::Display for Problem {
                 f,
                 "the driver shows a device, and libtorch none: its kernels may be \
                  too new for this card (libtorch {TORCH} needs compute capability \
-                 7.5), or the driver is broken: try `nvidia-smi`"
+                 7.5); or the driver is broken: try `nvidia-smi`; or this program \
+                 computed gradients before it asked for a device, which libtorch \
+                 takes for the end of the matter"
             ),
             Self::NotAsked => write!(f, "libtorch was not asked"),
         }

@@ -1,6 +1,6 @@
 //! How much memory a device has, and how to tell that it ran out.
 use super::driver::Driver;
-use crate::{Error, Result};
+use crate::{Error, Result, autograd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use tch::Device;
 
@@ -24,6 +24,14 @@ pub fn memory(device: Device) -> Option<DeviceMemory> {
     let (free, total) = driver.memory(index as i32, false).ok()?;
     let name = driver.name(index as i32).unwrap_or_else(|| "unnamed".into());
     Some(DeviceMemory { name, free, total })
+}
+
+/// The most bytes that libtorch has handed out on a CUDA device, and those that it took
+/// from the driver for that, since this was last asked with `anew`; none on another
+/// device. PyTorch's `max_memory_allocated` and `max_memory_reserved`.
+pub fn peak(device: Device, anew: bool) -> Option<[u64; 2]> {
+    let Device::Cuda(index) = device else { return None };
+    autograd::device_peak(index, anew)
 }
 
 /// How libtorch, cuBLAS and the C++ library say that memory ran out.

@@ -6,9 +6,10 @@ mod memory;
 
 pub use diagnose::{Facts, Library, Problem, libtorch};
 pub use memory::{
-    DeviceMemory, guarded, is_out_of_memory, memory, quiet_when_out_of_memory,
+    DeviceMemory, guarded, is_out_of_memory, memory, peak, quiet_when_out_of_memory,
 };
 
+pub use crate::autograd::deterministic;
 use crate::{Error, Result};
 use std::sync::OnceLock;
 use tch::{Cuda, Device};

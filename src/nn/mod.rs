@@ -20,7 +20,7 @@ mod stack;
 
 pub use adapter::{Adapter, Dora, Length};
 pub use attention::{Attention, Dropping, Gqa, KvCache, LayerCache};
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, tokens_at_once};
 pub use dropout::Mode;
 pub use linear::{Linear, Weight};
 pub use mla::{Mla, Query};

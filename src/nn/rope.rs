@@ -242,10 +242,12 @@ impl Rotation {
     // ANCHOR_END: neighbours
 
     fn by_kernel(&self, x: &Tensor, from: Pairs) -> Result<Option<Tensor>> {
-        let found = cuda::kernels(&[x, &self.cos, &self.sin]);
+        let kind = self.cos.kind();
+        let fits = kind == Kind::Float || kind == x.kind();
         let angles = [x.size()[0], 1, *x.size().last().unwrap_or(&0)];
-        let Some(kernels) = found.filter(|_| {
-            x.dim() == 3 && angles[2] % 2 == 0 && self.cos.size() == angles
+        let Some(kernels) = cuda::kernels(&[x]).filter(|_| {
+            let shape = x.dim() == 3 && angles[2] % 2 == 0;
+            fits && shape && self.cos.size() == angles
         }) else {
             return Ok(None);
         };

@@ -28,6 +28,9 @@ impl Base {
     pub fn load(settings: &Settings, say: &mut dyn FnMut(&str)) -> Result<Self> {
         settings.check()?;
         let device = device::parse(&settings.device)?;
+        if device.is_cuda() {
+            device::deterministic(settings.full_determinism);
+        }
         check_folder(&settings.model)?;
         // The rows first: they are read in a moment, and wrong more often.
         let config = models::read_config(&settings.model)?;

@@ -12,21 +12,26 @@ use crate::data::Batch;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm_late;
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
 /// Loss, and norm of the gradient before clipping.
 pub(super) enum Numbers {
     Known(f64, f64),
-    /// On their way into host memory: both as a pair, and behind them the number of the
-    /// step as their stamp, which is there when they are.
+    /// On their way into host memory: both as a pair, and behind them a stamp, which is
+    /// there when they are.
     Coming {
         pair: Tensor,
         stamp: Tensor,
-        step: i64,
+        awaited: i64,
         home: Device,
     },
 }
+
+/// The next stamp. No two are alike in a process, nor like what else it may have left
+/// in that memory, which libtorch hands out again: an old stamp would pass for the new.
+static STAMP: AtomicI64 = AtomicI64::new(0x5EED_57A3_0000_0000);
 
 /// How long to look for numbers before libtorch is asked to wait: it tells as well what
 /// went wrong on the device.
@@ -35,24 +40,26 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Numbers {
     /// Clips on the device, and sends the numbers off.
     pub(super) fn coming(run: &Run, loss: &Tensor, max_norm: f64) -> Self {
-        let step = run.step + 1;
+        let awaited = STAMP.fetch_add(1, Ordering::Relaxed);
         no_grad(|| {
             let params = run.optimizer.params();
             let norm = clip_grad_norm_late(params, max_norm, loss);
             let pair = Tensor::stack(&[loss.to_kind(Kind::Double), norm], 0);
-            let stamp = Tensor::full(1, step, (Kind::Int64, loss.device()));
+            let stamp = Tensor::full(1, awaited, (Kind::Int64, loss.device()));
             let (pair, stamp) = (fetched(&pair), fetched(&stamp));
-            Self::Coming { pair, stamp, step, home: loss.device() }
+            Self::Coming { pair, stamp, awaited, home: loss.device() }
         })
     }
 
     fn wait(&self) -> (f64, f64) {
-        let (pair, stamp, step, home) = match self {
+        let (pair, stamp, awaited, home) = match self {
             Self::Known(loss, norm) => return (*loss, *norm),
-            Self::Coming { pair, stamp, step, home } => (pair, stamp, *step, home),
+            Self::Coming { pair, stamp, awaited, home } => {
+                (pair, stamp, *awaited, home)
+            }
         };
         let began = Instant::now();
-        while stamp.int64_value(&[0]) != step {
+        while stamp.int64_value(&[0]) != awaited {
             match home {
                 Device::Cuda(i) if began.elapsed() > PATIENCE => {
                     Cuda::synchronize(*i as i64);

@@ -2,6 +2,7 @@
 use super::Memory;
 use crate::models::{DecoderConfig, Survey};
 use crate::nn::grouped;
+use crate::nn::tokens_at_once as at_once;
 use tch::Kind;
 
 /// A run, as far as its memory goes.
@@ -30,7 +31,7 @@ pub struct Sketch<'a> {
     pub side_by_side: bool,
 }
 
-/// Scores that the loss computes at a time; see `nn::cross_entropy`.
+/// Scores that the loss computes at a time on a CPU; see `nn::cross_entropy`.
 const SCORES: u64 = 1 << 24;
 /// Bytes of f32.
 const F32: u64 = 4;
@@ -64,7 +65,12 @@ impl Memory {
         // Gradients on their way through one feed-forward layer.
         let passing = w * (3 * run.widest(c) + 2 * d);
         let again = if run.checkpointing { one } else { 0 };
-        let scores = (tokens * v).min(SCORES.max(v)) * (w + F32);
+        let scores = match run.cuda {
+            true => {
+                tokens.min(at_once(tokens as i64, v as i64, true) as u64) * v * w
+            }
+            false => (tokens * v).min(SCORES.max(v)) * (w + F32),
+        };
         let highest = scores.max(tokens * (again + passing));
         let trained = model.adapter_parameters(run.r, run.targets) * F32;
         let sizes = model.linears.iter().map(|(_, [n, m])| (n * m) as u64);

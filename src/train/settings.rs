@@ -165,6 +165,10 @@ pub struct Settings {
     /// Seed of adapters, dropout and row order
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+    /// On a GPU as on a CPU: the same bits in every run (attention's backward is slower)
+    #[arg(long, action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, default_missing_value = "true")]
+    pub full_determinism: bool,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,

@@ -16,6 +16,17 @@ pub fn cuda() -> Option<Device> {
     }
 }
 
+/// Before `main`, and so before any test: libtorch remembers for good that it saw no
+/// CUDA when it was first asked, and every backward on the CPU asks.
+#[allow(unsafe_code)] // the list of what the loader calls
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOAD_CUDA: extern "C" fn() = load_cuda;
+
+extern "C" fn load_cuda() {
+    let _ = downhill::device::load_cuda();
+}
+
 /// Says that the running test lacks something, and adds it to
 /// `target/<what>-skipped.txt`, so that a run without cannot pass for one with.
 pub fn skipped(what: &str, why: &str) {

@@ -29,7 +29,10 @@ fn bodies(ptx: &[u8]) -> BTreeMap<String, String> {
 
 #[test]
 fn for_each_kind_of_card_without_a_warning() {
-    for architecture in ["compute_75", "compute_80", "compute_90", "sm_90"] {
+    // Turing, Ampere, Hopper, both Blackwells; and as text.
+    let machines = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"];
+    let texts = ["compute_90"];
+    for architecture in machines.into_iter().chain(texts) {
         let Some(found) = all(architecture, &[]) else { return };
         for (source, compiled) in found {
             let name = source.name;

@@ -7,8 +7,11 @@ use downhill::cuda::{Mask, MaskedRows, emulated, kernels};
 use downhill::nn::dropout::dropout;
 use downhill::nn::{
     Adapter, Linear, Mode, RmsNorm, Rope, RopeScaling, SwiGlu, cross_entropy,
+    tokens_at_once,
 };
-use downhill::optim::{Adam, AdamW, Driver, Optimizer, Param, Rule};
+use downhill::optim::{
+    Adam, AdamW, Driver, Optimizer, Param, Rule, clip_grad_norm_late,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{Device, Kind, Tensor};
 
@@ -124,12 +127,18 @@ fn norms(on: On) {
 
 fn rotations(on: On) {
     let shapes = [[1, 1, 2], [3, 2, 6], [5, 4, 8], [7, 3, 64], [33, 5, 34]];
-    for (kind, [n, h, k]) in KINDS.iter().flat_map(|&k| shapes.map(|s| (k, s))) {
+    // The second is the kind of the angles: f32 as well where x is in 16 bits, in
+    // DeepSeek-V2 and V3.
+    let kinds =
+        [[Kind::Float; 2], [Kind::BFloat16; 2], [Kind::BFloat16, Kind::Float]];
+    for ([kind, angles], [n, h, k]) in
+        kinds.iter().flat_map(|&k| shapes.map(|s| (k, s)))
+    {
         for (neighbours, part) in [(false, false), (true, false), (false, true)] {
             let turned = on.both(|device| {
                 let positions: Vec<i64> = (0..n).map(|i| 3 * i + 1).collect();
                 let rope = Rope { theta: 100., scaling: RopeScaling::Default };
-                let rotation = rope.rotation(&positions, k, kind, device);
+                let rotation = rope.rotation(&positions, k, angles, device);
                 // Or as a part of wider rows, as latent attention has it.
                 let wide = leaf(&[n, h, k + 3], kind, device);
                 let x = match part {
@@ -144,7 +153,16 @@ fn rotations(on: On) {
                 weighed(&y).backward();
                 vec![y.detach(), wide.grad()]
             });
-            close(&format!("{kind:?} {n} {h} {k} {neighbours} {part}"), &turned);
+            let what =
+                format!("{kind:?} {angles:?} {n} {h} {k} {neighbours} {part}");
+            close(&what, &turned);
+            // A card has cosines of its own; by the same ones, it is the same bits.
+            if let On::Emulator(_) = on {
+                let (found, expected) = &turned;
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!(same_bits(found, expected), "{what}");
+                }
+            }
         }
     }
 }
@@ -365,7 +383,65 @@ fn masks(on: On) {
     }
 }
 
-const CASES: [(&str, fn(On)); 6] = [
+/// The joint norm and the scaling of more gradients than one launch takes, of one number
+/// and of more than one round of all threads.
+fn clips(on: On) {
+    let params = |device: Device, count: i64, by: f64| {
+        let size = |i: i64| [1, 3, 4, 31, 1025, 20_000][i as usize % 6] + i % 4;
+        let named = (0..count).map(|i| {
+            let x = leaf(&[size(i)], Kind::Float, device);
+            (weighed(&x) * by).backward();
+            (format!("{i}"), x)
+        });
+        Param::with_decay(named.collect::<Vec<_>>(), |_, _| 0.)
+    };
+    let grads = |params: &[Param]| -> Vec<Tensor> {
+        params.iter().map(|p| p.tensor.grad()).collect()
+    };
+    // Where a number is none, all become zero.
+    for (by, loss) in [(f64::INFINITY, 1.), (f64::NAN, 1.), (1., f64::NAN)] {
+        let (found, _) = on.both(|device| {
+            let params = params(device, 6, by);
+            let loss = Tensor::from(loss).to_device(device);
+            let _ = clip_grad_norm_late(&params, 1., &loss);
+            grads(&params).iter().map(|g| g.abs().max()).collect::<Vec<_>>()
+        });
+        assert!(
+            found.iter().all(|most| most.double_value(&[]) == 0.),
+            "{by} {loss}"
+        );
+    }
+    for (count, max) in [(6, 1.), (7, 250.), (8, f64::INFINITY), (130, 1.)] {
+        let clipped = on.both(|device| {
+            let params = params(device, count, 1.);
+            let one = Tensor::ones([], (Kind::Float, device));
+            let norm = clip_grad_norm_late(&params, max, &one);
+            [norm].into_iter().chain(grads(&params)).collect::<Vec<_>>()
+        });
+        close(&format!("{count} {max}"), &clipped);
+    }
+}
+
+#[test]
+fn the_heads_parts_are_even_on_a_gpu() {
+    for (tokens, vocabulary) in
+        [(2044, 102_400), (8188, 102_400), (1, 102_400), (700, 50), (0, 7)]
+    {
+        let n = tokens_at_once(tokens, vocabulary, true);
+        assert!(n > 0 && n % 128 == 0, "{n}");
+        assert!((n - 127) * vocabulary <= 1 << 26, "{tokens} {vocabulary}: {n}");
+        let few = (tokens * vocabulary + (1 << 26)) >> 26;
+        assert!(
+            tokens as f64 / n as f64 <= few as f64,
+            "{tokens} {vocabulary}: {n}"
+        );
+    }
+    assert_eq!(tokens_at_once(2044, 102_400, true), 512);
+    assert_eq!(tokens_at_once(2044, 102_400, false), 163);
+}
+
+const CASES: [(&str, fn(On)); 7] = [
+    ("clip", clips),
     ("rms_norm", norms),
     ("rope", rotations),
     ("swiglu", gates),
@@ -398,7 +474,9 @@ fn on_cuda_kernels_are_their_twins() {
 /// What the comparisons are worth: each fault makes one fail.
 #[test]
 fn faults_in_kernels_are_found() {
-    let faults: [(fn(On), [&str; 2]); 11] = [
+    let faults: [(fn(On), [&str; 2]); 13] = [
+        (clips, ["factor == 0.0f ? 0.0f : x[j] * factor", "x[j] * factor"]),
+        (clips, ["blockIdx.y * gridDim.x", "blockIdx.y"]),
         // A barrier is missing; some threads only come to one.
         (
             norms,

@@ -347,6 +347,11 @@ fn nothing_within_a_step_waits() {
     ] {
         assert_eq!(waits(&body(file, name)), [""; 0], "{file}: {name}");
     }
+    // What waits in host memory for backward may still be on its way there: to pin it
+    // again would read it.
+    let kept = body("src/autograd/mod.rs", "checkpoint_kept");
+    assert!(kept.contains("to_device_(home") && !kept.contains("upload("));
+    assert!(!kept.contains("pinned("));
     let late = read("src/train/late.rs");
     let (sends, reads) = late.split_once("fn wait(").unwrap();
     assert_eq!(waits(sends), [""; 0]);

@@ -1,12 +1,13 @@
 // Rotary positions: turns the pairs of each head of x [N, H, K] by the angles of its
 // token, whose cosines and sines [N, K] hold each angle twice. Its definition is
-// `Rotation` in src/nn/rope.rs.
+// `Rotation` in src/nn/rope.rs, whose every rounding is here too: products and sums in
+// A, the kind of the angles, and the result in T.
 
 // A thread has the pairs i..i + 4 of one head. The two of a pair lie K/2 apart, or
 // are neighbours: `from` and `to` say which, for x and for y. `sign` -1 turns back.
-template <class T>
-__device__ void turn(const T *x, i64 by_token, i64 by_head, const T *cos,
-                     const T *sin, T *y, i64 tokens, i64 heads, i64 half, bool from,
+template <class T, class A>
+__device__ void turn(const T *x, i64 by_token, i64 by_head, const A *cos,
+                     const A *sin, T *y, i64 tokens, i64 heads, i64 half, bool from,
                      bool to, float sign) {
   i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x, fours = (half + 3) / 4;
   i64 i = at % fours * 4, head = at / fours % heads, token = at / fours / heads;
@@ -23,8 +24,8 @@ __device__ void turn(const T *x, i64 by_token, i64 by_head, const T *cos,
   }
   for (int j = 0; j < 4; ++j) {
     float across = sign * s[j], before = a[j];
-    a[j] = rounded<T>(a[j] * c[j]) - b[j] * across;
-    b[j] = rounded<T>(b[j] * c[j]) + before * across;
+    a[j] = rounded<A>(__fmul_rn(a[j], c[j])) - rounded<A>(__fmul_rn(b[j], across));
+    b[j] = rounded<A>(__fmul_rn(b[j], c[j])) + rounded<A>(__fmul_rn(before, across));
   }
   if (to) {
     for (int j = 0; j < 4 && i + j < half; ++j)
@@ -34,11 +35,12 @@ __device__ void turn(const T *x, i64 by_token, i64 by_head, const T *cos,
   }
 }
 
-#define FOR(T, NAME)                                                                \
+#define FOR(T, A, NAME)                                                             \
   extern "C" __global__ void rope_##NAME(                                           \
-      const T *x, i64 by_token, i64 by_head, const T *cos, const T *sin, T *y,      \
+      const T *x, i64 by_token, i64 by_head, const A *cos, const A *sin, T *y,      \
       i64 tokens, i64 heads, i64 half, int from, int to, float sign) {              \
     turn(x, by_token, by_head, cos, sin, y, tokens, heads, half, from, to, sign);   \
   }
-FOR(float, f32)
-FOR(bf16, bf16)
+FOR(float, float, f32_f32)
+FOR(bf16, bf16, bf16_bf16)
+FOR(bf16, float, bf16_f32)
