@@ -28,6 +28,11 @@ impl MappedFile {
         // SAFETY: the map is read-only. Should another process truncate the file
         // while we read it, the kernel ends us with SIGBUS; memory stays sound.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        if map.starts_with(b"version https://git-lfs") {
+            let what = "a Git LFS pointer, not the weights themselves; run `git lfs \
+                        pull` in its folder";
+            return Err(Error::file(path, what));
+        }
         let (header_len, header) =
             SafeTensors::read_metadata(&map).map_err(|e| {
                 use safetensors::SafeTensorError as E;

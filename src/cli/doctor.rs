@@ -19,13 +19,16 @@ pub(super) struct Doctor {
     #[arg(long)]
     model: Option<PathBuf>,
     /// Rank of the adapters to plan for
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16,
+          value_parser = clap::value_parser!(i64).range(1..65_536))]
     lora_r: i64,
     /// Rows in one forward pass
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     per_device_train_batch_size: u64,
     /// Tokens per row
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = 1024,
+          value_parser = clap::value_parser!(u64).range(1..))]
     max_length: u64,
 }
 

@@ -49,6 +49,17 @@ impl Evaluate {
         if self.per_device_eval_batch_size == 0 {
             bail!("--per-device-eval-batch-size: 0; at least 1");
         }
+        if let Some(path) = &self.output_file {
+            // Before the work, not after it.
+            let dir = path.parent().filter(|d| !d.as_os_str().is_empty());
+            if path.is_dir() || dir.is_some_and(|d| !d.is_dir()) {
+                let path = path.display();
+                bail!(
+                    "--output-file: {path} cannot be a file: it is a folder, or in \
+                     none; name a file in a folder that is there"
+                );
+            }
+        }
         let labelled = self.task != Task::CausalLm;
         if labelled && self.predict_with_generate {
             bail!("--predict-with-generate: only with --task causal-lm");

@@ -83,15 +83,24 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         true => chat_prompt(&tokenizer, &g.prompt, &g.model)?,
         false => tokenizer.encode(&g.prompt, true)?,
     };
+    let (given, positions) = (prompt.len(), model.config.max_position_embeddings);
+    if (given as i64) > positions {
+        eprintln!(
+            "the prompt has {given} tokens, and the model knows {positions} positions \
+             (max_position_embeddings): expect nonsense, or give less"
+        );
+    }
     let mut text = tokenizer.stream();
     let mut out = std::io::stdout().lock();
     let show = &mut |id| {
         let piece = text.push(id)?;
         let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-        // A closed pipe is the reader's way of saying enough.
         Ok(match written {
             Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
+            Err(e) => {
+                super::unwritten(e);
+                ControlFlow::Break(())
+            }
         })
     };
     generate(&model, &prompt, tokenizer.stop_ids(), &sampling, show)?;

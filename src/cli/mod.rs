@@ -2,6 +2,22 @@
 //! stdout, all else to stderr.
 //!
 //! A file per subcommand: its flags as a struct with `run`.
+
+/// A line on stderr. That nobody reads it any more (`2>&1 | head`, a terminal that is
+/// gone, a full disk) must not end a run, as it does with the macro of std.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// A line on stdout, likewise; but `run` ends with what could not be written.
+macro_rules! println {
+    () => { println!("") };
+    ($($text:tt)*) => { $crate::cli::print_line(format_args!($($text)*)) };
+}
+
 mod doctor;
 mod evaluate;
 mod finetune;
@@ -16,8 +32,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::device;
 use downhill::hub::Hub;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, sync::OnceLock};
 
 /// Fine-tune DeepSeek-type models in 4 bits, and use the result.
 #[derive(Parser)]
@@ -60,7 +78,25 @@ pub fn run() -> Result<ExitCode> {
     };
     // What has no better word for it: a call of tch panics.
     device::quiet_when_out_of_memory();
-    device::guarded(|| Ok(run_one(cli.command)))?
+    let code = device::guarded(|| Ok(run_one(cli.command)))??;
+    match UNWRITTEN.get() {
+        Some(e) => bail!("stdout: {e}; what was printed is not whole"),
+        None => Ok(code),
+    }
+}
+
+/// Why stdout did not take everything.
+static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
+fn print_line(text: fmt::Arguments<'_>) {
+    writeln!(io::stdout(), "{text}").unwrap_or_else(unwritten);
+}
+
+/// A closed pipe is the reader's way of saying enough; all else is an error.
+fn unwritten(e: io::Error) {
+    if e.kind() != io::ErrorKind::BrokenPipe {
+        let _ = UNWRITTEN.set(e);
+    }
 }
 
 /// The command, with the flags of `finetune` under headings: there are many.

@@ -3,7 +3,7 @@ use super::{
     RowEncoder, Summary,
     dataset::{encode_all, open},
 };
-use crate::Result;
+use crate::{Error, Result};
 use std::{fmt, path::Path};
 
 /// A row that cannot be learned from.
@@ -49,7 +49,7 @@ impl fmt::Display for Lengths {
 /// Returns how many are bad, and of the others their summary and lengths.
 ///
 /// # Errors
-/// A file that cannot be read; never a bad row.
+/// A file that cannot be read, or in which nothing is to be learned; never a bad row.
 pub fn check(
     path: impl AsRef<Path>,
     encoder: &RowEncoder,
@@ -70,5 +70,9 @@ pub fn check(
         }
         Ok(())
     })?;
+    if bad == 0 && summary.rows > 0 && summary.skipped.len() == summary.rows {
+        let what = summary.nothing(encoder.max_length);
+        return Err(Error::file(path.as_ref(), what));
+    }
     Ok((bad, summary, Lengths::new(lengths)))
 }

@@ -119,13 +119,7 @@ impl Dataset {
         }
         let all_seen = self.stream.as_ref().is_none_or(|s| s.len() <= CHUNK);
         if all_seen && self.summary.skipped.len() == self.summary.rows {
-            let what = format!(
-                "no row has a token to learn: of {}, {} were cut to --max-length \
-                 {max_length}; raise it, or check the labels",
-                self.summary.rows,
-                self.summary.truncated.len()
-            );
-            return Err(Error::file(self.path, what));
+            return Err(Error::file(self.path, self.summary.nothing(max_length)));
         }
         Ok(self)
     }

@@ -1,6 +1,8 @@
 //! One row of a data file: which of the four kinds of row it is, and its fields.
 use super::{IGNORED, Message};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use std::{collections::BTreeSet, fmt};
 
 /// A value, or what is wrong with the row; file and line are added further up.
 pub(super) type RowResult<T> = Result<T, String>;
@@ -65,8 +67,12 @@ impl Row {
             required.contains(&field.as_str()) || optional.contains(&field.as_str())
         };
         if let Some(field) = fields.keys().find(|field| !known(field)) {
+            let field = match field.as_str() {
+                "" => "a column without a name".to_string(),
+                field => format!("field `{field}`"),
+            };
             return Err(format!(
-                "field `{field}` does not belong in a row with `{}`; expected {EXPECTED}, \
+                "{field} does not belong in a row with `{}`; expected {EXPECTED}, \
                  and nothing else",
                 required[0]
             ));
@@ -86,7 +92,12 @@ impl Row {
 /// The fields of a line of JSON.
 pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
     match serde_json::from_str(line) {
-        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(Value::Object(fields)) => match twice(line) {
+            Some(field) => Err(format!(
+                "field `{field}` is there twice; expected it once: take one of both out"
+            )),
+            None => Ok(fields),
+        },
         Ok(other) => Err(format!(
             "found {}; expected one JSON object per line, such as {LIKE}",
             shown(&other)
@@ -101,6 +112,32 @@ pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
             ))
         }
     }
+}
+
+/// The first field that an object of JSON has twice; `Value` keeps the last.
+fn twice(object: &str) -> Option<String> {
+    struct Names(Option<String>);
+    impl<'de> Deserialize<'de> for Names {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_map(Names(None))
+        }
+    }
+    impl<'de> Visitor<'de> for Names {
+        type Value = Self;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+            let (mut seen, mut found) = (BTreeSet::new(), None);
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                if !seen.insert(name.clone()) {
+                    found.get_or_insert(name);
+                }
+            }
+            Ok(Self(found))
+        }
+    }
+    serde_json::from_str::<Names>(object).ok()?.0
 }
 
 fn messages(value: &Value) -> RowResult<Vec<Message>> {

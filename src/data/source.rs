@@ -64,6 +64,15 @@ impl Source {
         let wrong = |what| Error::row(&self.path, header.line, what);
         let names = cells(&header.bytes).map_err(wrong)?;
         let names: Vec<String> = names.iter().map(|n| n.trim().into()).collect();
+        if let [all] = &names[..]
+            && let Some(sign) = all.chars().find(|c| matches!(c, ';' | '\t'))
+        {
+            let what = format!(
+                "found one column `{all}`, with {sign:?} in its name; expected commas \
+                 between columns: save the file with them"
+            );
+            return Err(wrong(what));
+        }
         for (i, name) in names.iter().enumerate() {
             if names[..i].contains(name) {
                 let what = format!("two columns are called `{name}`; rename one");

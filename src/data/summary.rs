@@ -37,6 +37,20 @@ impl Summary {
         summary
     }
 
+    /// What to say where no row has a token to learn.
+    pub(super) fn nothing(&self, max_length: usize) -> String {
+        let fix = match self.truncated.len() {
+            0 => "a label that is learned is needed behind the first token; in \
+                  `messages`, an assistant's turn"
+                .into(),
+            n => format!(
+                "{n} were cut to --max-length {max_length}; raise it, or check the \
+                 labels"
+            ),
+        };
+        format!("no row has a token to learn, of {}: {fix}", self.rows)
+    }
+
     fn count(&mut self, example: &Example) {
         match example.supervised() {
             0 => self.skipped.push(example.line),

@@ -82,7 +82,8 @@ impl Modules {
     /// From a flag or key: `all-linear` anywhere means each. What holds signs that no
     /// name has, such as `*` or `|`, is one regular expression, its commas included.
     pub fn parse<S: AsRef<str>>(list: &[S]) -> Self {
-        let list: Vec<String> = list.iter().map(|s| s.as_ref().into()).collect();
+        let list = list.iter().map(|s| s.as_ref().trim().to_string());
+        let list: Vec<String> = list.filter(|s| !s.is_empty()).collect();
         if list.iter().any(|s| s.eq_ignore_ascii_case("all-linear")) {
             return Self::AllLinear;
         }
@@ -118,6 +119,9 @@ pub enum TaskType {
     SeqCls,
 }
 
+/// A rank beyond that of any weight.
+pub(super) const MAX_RANK: i64 = 65_535;
+
 /// Whether a module's name is `part`, or ends in it after a dot.
 pub(super) fn ends_in(name: &str, part: &str) -> bool {
     name.strip_suffix(part)
@@ -142,8 +146,8 @@ impl LoraConfig {
         let wrong = |name: &str, what: String| Err(Error::setting(name, what));
         let ranks = self.rank_pattern.iter().map(|(_, r)| ("rank-pattern", *r));
         for (flag, r) in ranks.chain([("lora-r", self.r)]) {
-            if r < 1 {
-                return wrong(flag, format!("{r}; at least 1"));
+            if !(1..=MAX_RANK).contains(&r) {
+                return wrong(flag, format!("{r}; from 1 to {MAX_RANK}"));
             }
         }
         let alphas = self.alpha_pattern.iter().map(|(_, a)| ("alpha-pattern", *a));

@@ -1,5 +1,5 @@
 //! `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes and reads them.
-use super::config::{Init, LoraConfig, Modules, TaskType};
+use super::config::{Init, LoraConfig, MAX_RANK, Modules, TaskType};
 use super::{Named, leaf};
 use crate::checkpoint::{atomic, save_safetensors};
 use crate::{Error, Result};
@@ -97,7 +97,14 @@ fn number(x: f64) -> Value {
 /// named.
 pub fn read_config(dir: &Path) -> Result<LoraConfig> {
     let path = dir.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::file(
+            &path,
+            "not there; expected the folder of an adapter, as finetune and PEFT \
+             write it (finetune's --output-dir, or a checkpoint-<step> in it)",
+        ),
+        _ => Error::io(&path, e),
+    })?;
     let json = serde_json::from_slice(&bytes)
         .map_err(|e| Error::file(&path, format!("not a JSON object: {e}")))?;
     let keys = Keys { path, json };
@@ -197,9 +204,12 @@ impl Keys {
     }
 
     fn rank(&self, key: &str, r: f64) -> Result<i64> {
-        match r.fract() == 0. && (1. ..65_536.).contains(&r) {
+        match r.fract() == 0. && (1. ..=MAX_RANK as f64).contains(&r) {
             true => Ok(r as i64),
-            false => Err(self.wrong(key, "a whole number, at least 1")),
+            false => {
+                let what = format!("a whole number from 1 to {MAX_RANK}");
+                Err(self.wrong(key, &what))
+            }
         }
     }
 

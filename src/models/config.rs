@@ -131,7 +131,14 @@ impl DecoderConfig {
 /// value: each names the key.
 pub fn read_config(dir: &Path) -> Result<DecoderConfig> {
     let path = dir.join("config.json");
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::file(
+            &path,
+            "not there; expected a checkpoint folder with config.json, \
+             model.safetensors or its shards, and tokenizer.json",
+        ),
+        _ => Error::io(&path, e),
+    })?;
     parse(&bytes).map_err(|what| Error::file(&path, what))
 }
 
@@ -279,7 +286,8 @@ impl Shared {
             return Err(format!("hidden_act: `{act}`; only `silu` is known"));
         }
         if !(self.rms_norm_eps >= 0. && self.rms_norm_eps.is_finite()) {
-            return Err(format!("rms_norm_eps: {}", self.rms_norm_eps));
+            let eps = self.rms_norm_eps;
+            return Err(format!("rms_norm_eps: {eps}; a finite number from 0 up"));
         }
         let attention = self.attention_dropout;
         if !(0. ..1.).contains(&attention) {

@@ -2,7 +2,7 @@
 use super::{Head, Rows, Settings, Switch, Task, saved_labels, state};
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions};
-use crate::{Error, Result, device};
+use crate::{Error, Result, device, lora};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -32,6 +32,7 @@ impl Base {
             device::deterministic(settings.full_determinism);
         }
         check_folder(&settings.model)?;
+        check_outputs(settings)?;
         // The rows first: they are read in a moment, and wrong more often.
         let config = models::read_config(&settings.model)?;
         let tokenizer = Tokenizer::find(&settings.model)?;
@@ -53,11 +54,24 @@ impl Base {
         let mut train = read(&settings.train_file, known.as_ref())?;
         let eval = settings.eval_file.as_deref();
         let mut eval = eval.map(|path| read(path, train.labels())).transpose()?;
+        let examples = train.text().map_or(&[][..], |data| &data.examples);
+        let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        let positions = config.max_position_embeddings;
+        if longest as i64 > positions {
+            say(&format!(
+                "rows have up to {longest} tokens, and the model knows {positions} \
+                 positions (max_position_embeddings): --max-length {positions} cuts \
+                 them"
+            ));
+        }
         if settings.validation_split > 0. {
             let (rest, held) =
                 train.split(settings.validation_split, settings.seed)?;
             say(&format!("of these, {} rows are kept for measuring", held.len()));
             (train, eval) = (rest, Some(held));
+        }
+        if let (None, Some(dir)) = (&settings.resume, &settings.init_adapter) {
+            lora::read_config(dir)?;
         }
         let head = train.labels().cloned().map(|labels| {
             Head::random(labels, config.hidden_size, settings.seed, device)
@@ -164,6 +178,30 @@ fn check_folder(model: &Path) -> Result<()> {
             ),
         )),
     }
+}
+
+/// Refuses at once what would be found when the run begins to write, or has ended.
+fn check_outputs(settings: &Settings) -> Result<()> {
+    let (out, logs) = (&settings.output_dir, &settings.logging_dir);
+    for (flag, dir) in [("--output-dir", out), ("--logging-dir", logs)] {
+        if let Some(file) = dir.ancestors().find(|p| p.is_file()) {
+            let (dir, file) = (dir.display(), file.display());
+            return Err(Error::setting(
+                flag,
+                format!("{dir}: {file} is a file; name a folder"),
+            ));
+        }
+    }
+    let others = [&settings.model, &settings.train_file];
+    let more = settings.eval_file.iter().chain(&settings.init_adapter);
+    for path in [out, logs].into_iter().chain(others).chain(more) {
+        if path.to_str().is_none() {
+            let what =
+                "not UTF-8, and trainer_state.json, which names it, is; rename it";
+            return Err(Error::file(path, what));
+        }
+    }
+    Ok(())
 }
 
 /// The labels of the adapter that this run goes on from, if any.

@@ -92,7 +92,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
             run.after = Some(found).filter(|_| last);
         }
         if saving || stopping {
-            let dir = save(run, book.window)?;
+            let dir = save(run, book.window).map_err(|e| unsaved(run, e))?;
             if stopping {
                 return Ok(Outcome::Stopped(run.step, dir));
             }
@@ -165,8 +165,8 @@ fn micro_batches(run: &mut Run) -> Result<Vec<(Batch, Mode)>> {
     run.plan.go_to(epoch as u64);
     let packs = run.plan.packs();
     let first = k as usize * accumulation * size;
-    let mut batches = Vec::with_capacity(accumulation);
-    for j in 0..accumulation {
+    let mut batches = Vec::new();
+    for j in (0..accumulation).take_while(|j| first + j * size < packs) {
         let packs = packs.min(first + j * size)..packs.min(first + (j + 1) * size);
         let rows = packs.flat_map(|k| run.plan.pack(k)).map(|&i| i as usize);
         let Some(batch) = run.train.batch(&rows.collect::<Vec<_>>())? else {
@@ -210,11 +210,30 @@ fn stopped_by(run: &mut Run, book: &mut Book, why: Error) -> Error {
 /// What to say where memory ran out within an optimizer's step: some parameters have
 /// moved and some have not, which nobody should go on from.
 fn half_stepped(run: &Run, why: Error) -> Error {
-    let kept = match state::latest_checkpoint(&run.settings.output_dir) {
+    with_kept(run, why, &last_saved(run))
+}
+
+fn last_saved(run: &Run) -> String {
+    match state::latest_checkpoint(&run.settings.output_dir) {
         Some(dir) => format!("{} is as it was saved", dir.display()),
         None => "no checkpoint was saved yet".into(),
-    };
-    with_kept(run, why, &kept)
+    }
+}
+
+/// What to say where a checkpoint could not be written.
+fn unsaved(run: &Run, why: Error) -> Error {
+    let kept = last_saved(run);
+    match why {
+        Error::Io { path, source } => {
+            let what = format!(
+                "{source}; so step {} was not saved. {kept}; make room and go on with \
+                 --resume",
+                run.step
+            );
+            Error::file(path, what)
+        }
+        why => why,
+    }
 }
 
 pub(super) fn with_kept(run: &Run, why: Error, kept: &str) -> Error {

@@ -4,7 +4,7 @@ use super::events::Events;
 use crate::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 /// The numbers of one log entry.
@@ -74,7 +74,7 @@ impl Log {
                 bar.set_position(s.step as u64);
                 bar.set_message(text);
             }
-            None => eprintln!("step {}/{total}  {text}", s.step),
+            None => self.say(&format!("step {}/{total}  {text}", s.step)),
         }
         if let Some(events) = &mut self.events {
             for (tag, value) in [
@@ -110,7 +110,10 @@ impl Log {
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => {
+                // Nobody reading it is no reason to end a run.
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
         }
     }
 

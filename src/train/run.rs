@@ -11,6 +11,7 @@ use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use serde_json::Value;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Everything that [`super::fit`] works on.
@@ -55,6 +56,8 @@ pub struct Run {
     /// do while the host waited.
     pub late: bool,
     pub(super) window: Window,
+    /// Held while the run lives.
+    _claimed: Option<File>,
 }
 
 impl Run {
@@ -108,6 +111,7 @@ impl Run {
         }
         // Not before the adapters are there: they may come from that folder, and a
         // run that cannot begin should move nothing.
+        drop(claim(out)?);
         if from.is_none()
             && let Some(kept) = set_aside(out)?
         {
@@ -118,6 +122,7 @@ impl Run {
             ));
         }
         std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        let claimed = claim(out)?;
         atomic::sweep(out);
         let trained: usize = adapters.iter().map(|(_, t)| t.numel()).sum();
         say(&format!(
@@ -166,6 +171,7 @@ impl Run {
             grown: None,
             late: device.is_cuda(),
             window: resumed.window,
+            _claimed: claimed,
         })
     }
 
@@ -293,6 +299,21 @@ fn checkpoint_to_resume(
         )),
     }
     Ok(found)
+}
+
+/// Locks an output folder, so that two runs do not mix their files in it; the lock goes
+/// with the process, however it ends.
+fn claim(out: &Path) -> Result<Option<File>> {
+    // None where there is no folder yet, or where folders cannot be locked.
+    let Ok(dir) = File::open(out) else { return Ok(None) };
+    match dir.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let what = "another run is writing there; name another folder, or wait \
+                        for its end";
+            Err(Error::setting("--output-dir", format!("{}: {what}", out.display())))
+        }
+        _ => Ok(Some(dir)),
+    }
 }
 
 /// Renames an output folder that holds an earlier run, so that nothing of it is

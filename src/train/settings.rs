@@ -281,6 +281,13 @@ impl Settings {
             let what = "only with --task causal-lm: the others write no text";
             return wrong("--predict-with-generate", what.into());
         }
+        if self.predict_with_generate
+            && self.eval_file.is_none()
+            && self.validation_split == 0.
+        {
+            let what = "needs prompts to answer: --eval-file or --validation-split";
+            return wrong("--predict-with-generate", what.into());
+        }
         if self.packing && self.group_by_length {
             let what =
                 "packing puts rows together by length already; give one of both";
@@ -296,15 +303,22 @@ impl Settings {
                 return wrong("--validation-split", what.into());
             }
         }
+        // Far above any use, and low enough that products of them are numbers.
+        const MANY: u64 = 1_000_000;
+        let sizes = [
+            ("--per-device-train-batch-size", self.per_device_train_batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+        ];
+        for (flag, n) in sizes {
+            if !(1..=MANY).contains(&(n as u64)) {
+                return wrong(flag, format!("{n}; from 1 to {MANY}"));
+            }
+        }
+        if self.max_length as u64 > 1000 * MANY {
+            let what = format!("{}; at most {}", self.max_length, 1000 * MANY);
+            return wrong("--max-length", what);
+        }
         let at_least_one = [
-            (
-                "--per-device-train-batch-size",
-                self.per_device_train_batch_size as i64,
-            ),
-            (
-                "--gradient-accumulation-steps",
-                self.gradient_accumulation_steps as i64,
-            ),
             ("--save-steps", self.save_steps),
             ("--eval-steps", self.eval_steps),
             ("--logging-steps", self.logging_steps),

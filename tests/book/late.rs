@@ -281,6 +281,7 @@ fn memory_that_runs_out_loses_nothing() {
                 "checkpoint-3",
             ],
         );
+        drop(run); // and with it the claim on its folder
         let flags = [&steps[..], &["--resume"]].concat();
         let mut again = start(dir.path(), "cpu", &flags).unwrap();
         fit(&mut again, &GO).unwrap();

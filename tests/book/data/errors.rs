@@ -210,7 +210,7 @@ fn whole_files() {
         &["rows.jsonl: no row", "1 were cut", "--max-length 8"],
     );
     let masked = json!({"input_ids": [1, 2], "labels": [1, -100]}).to_string();
-    refuses(masked.as_bytes(), 8, &["rows.jsonl: no row", "0 were cut", "labels"]);
+    refuses(masked.as_bytes(), 8, &["rows.jsonl: no row", "of 1: a label that is"]);
 
     let missing =
         Dataset::load("no/such.jsonl", None, 9, 9).unwrap_err().to_string();

@@ -34,6 +34,18 @@ fn finetune_flags() {
         (&["--warmup-ratio=1.5"], &["--warmup-ratio"]),
         (&["--lora-r=0"], &["--lora-r", "0"]),
         (&["--lora-r=-8"], &["--lora-r"]),
+        (&["--lora-r=65536"], &["lora-r: 65536; from 1 to 65535"]),
+        (
+            &["--gradient-accumulation-steps=1000000000000"],
+            &["--gradient-accumulation-steps: 1000000000000; from 1 to 1000000"],
+        ),
+        (
+            &["--output-dir=@/rows.jsonl"],
+            &["--output-dir", "rows.jsonl is a file; name a folder"],
+        ),
+        (&["--logging-dir=@/rows.jsonl/logs"], &["--logging-dir", "is a file"]),
+        (&["--predict-with-generate"], &["--predict-with-generate", "--eval-file"]),
+        (&["--max-length=1000000000000"], &["--max-length", "1000000000000"]),
         (&["--lora-alpha=0"], &["--lora-alpha"]),
         (&["--lora-dropout=1"], &["--lora-dropout"]),
         (&["--target-modules=c_attn"], &["target-modules", "c_attn", "q_proj"]),
@@ -219,4 +231,54 @@ fn earlier_results_stay() {
         assert!(snapshot() == before, "{flags}: the earlier run has changed");
         assert!(!bench.at("out.1").exists(), "{flags}: moved aside for nothing");
     }
+}
+
+/// Nobody reading what is printed, or a full disk below it, ends no run.
+#[test]
+#[cfg(target_os = "linux")]
+fn unread_output() {
+    let full = || fs::File::create("/dev/full").expect("/dev/full");
+    let bench = Bench::new();
+    let mut run = bench.finetune(&[]);
+    run.stderr(full());
+    assert!(run.status().expect("ends").success());
+    assert!(bench.at("out/adapter_model.safetensors").exists());
+    let mut doctor = bench.command(&["doctor"]);
+    let output =
+        doctor.stdout(full()).stderr(Stdio::piped()).output().expect("ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: stdout: "), "{said}");
+    // A pipe whose reader is gone.
+    let mut merge = bench.command(&[
+        "merge",
+        "--model=@/model",
+        "--adapter=@/adapter",
+        "--output-dir=@/merged",
+        "--into=original",
+    ]);
+    let mut merge = merge.stdout(Stdio::piped()).spawn().expect("starts");
+    drop(merge.stdout.take());
+    assert!(merge.wait().expect("ends").success());
+    assert!(bench.at("merged/merge_report.json").exists());
+}
+
+/// Two runs in one folder would leave the checkpoints of one and the adapter of the
+/// other.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_run_per_folder() {
+    let bench = Bench::new();
+    fs::create_dir(bench.at("out")).unwrap();
+    let other = fs::File::open(bench.at("out")).unwrap();
+    other.lock().unwrap();
+    let output = finish(bench.finetune(&[])).expect("ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: --output-dir: "), "{said}");
+    assert!(said.contains("another run is writing there"), "{said}");
+    assert!(below(&bench.at("out")).is_empty());
+    drop(other);
+    let output = finish(bench.finetune(&[])).expect("ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

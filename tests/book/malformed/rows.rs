@@ -36,6 +36,16 @@ fn rows() {
         ),
         ("a number", &file(r#"{"text": 3}"#), &["rows.jsonl:1", "`text`"]),
         (
+            "a field twice",
+            &file(r#"{"text": "a", "text": "b"}"#),
+            &["rows.jsonl:1", "`text` is there twice"],
+        ),
+        (
+            "no turn of the assistant's",
+            &file(r#"{"messages": [{"role": "user", "content": "a"}]}"#),
+            &["rows.jsonl: no row has a token to learn, of 1", "assistant's turn"],
+        ),
+        (
             "an id too large",
             &file(r#"{"input_ids": [1, 300], "labels": [1, 300]}"#),
             &["rows.jsonl:1", "300"],
@@ -95,7 +105,7 @@ fn held_out_rows() {
 /// CSV, by training and by looking.
 #[test]
 fn csv_rows() {
-    let cases: [(&str, &[u8], &[&str]); 14] = [
+    let cases: [(&str, &[u8], &[&str]); 16] = [
         ("empty", b"", &["rows.csv: empty", "header"]),
         ("blank", b"\n\r\n \n", &["rows.csv: empty"]),
         ("no row", b"prompt,completion\n", &["rows.csv: empty"]),
@@ -103,6 +113,12 @@ fn csv_rows() {
         ("no header", b"the,hen\nthe,end\n", &["rows.csv:2", "`the`, `hen`"]),
         ("a cell too few", b"prompt,completion\nthe\n", &["rows.csv:2: 1 cells"]),
         ("a cell too many", b"text\nthe,hen\n", &["rows.csv:2: 2 cells", "quotes"]),
+        ("tabs", b"prompt\tcompletion\nthe\then\n", &["rows.csv:1", "commas"]),
+        (
+            "an index",
+            b",prompt,completion\n0,the,hen\n",
+            &["rows.csv:2: a column without a name"],
+        ),
         ("half a row", b"prompt\nthe\n", &["rows.csv:2", "`completion`"]),
         ("an empty cell", b"text\n\"\"\n", &["rows.csv:2: `text` is empty"]),
         ("an open quote", b"text\n\"the\nhen\n", &["rows.csv:2", "never closed"]),
