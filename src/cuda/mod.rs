@@ -28,9 +28,11 @@ use source;
 mod adam;
 mod call;
 mod card;
+mod decode;
 mod driver;
 mod dropout;
 mod loss;
+mod matvec;
 mod nf4;
 mod norm;
 mod nvrtc;
@@ -43,6 +45,7 @@ pub use call::{Call, Kernels, Launch, Source, emulated, kernels};
 use card::card;
 pub use card::unavailable;
 pub use dropout::Mask;
+pub use matvec::Nf4Matrix;
 pub use nf4::Nf4Scales;
 pub use norm::Normed;
 pub use nvrtc::{Compiled, compile};
@@ -50,8 +53,9 @@ pub use rope::Pairs;
 pub use store::kept;
 
 /// All that there are.
-pub const SOURCES: [Source; 7] = [
+pub const SOURCES: [Source; 8] = [
     adam::SOURCE,
+    decode::SOURCE,
     dropout::SOURCE,
     loss::SOURCE,
     nf4::SOURCE,

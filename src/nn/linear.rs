@@ -1,5 +1,5 @@
 //! A linear layer: dense or 4-bit weight, with or without an adapter.
-use super::{Adapter, Mode, dropout::dropout};
+use super::{Adapter, Mode, dropout::dropout, together::by_kernel};
 use crate::quant::Nf4Tensor;
 use crate::{Result, autograd};
 use tch::{Kind, Tensor};
@@ -65,6 +65,9 @@ impl Linear {
 
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        if let Some(mut y) = by_kernel(&[self], x, mode)? {
+            return Ok(y.remove(0));
+        }
         let y = match (&self.weight, &self.bias) {
             (Weight::Dense(w), bias) => dense_linear(x, w, bias.as_ref())?,
             (Weight::Nf4(q), None) => nf4_linear(x, q)?,

@@ -1,5 +1,5 @@
 //! The gated feed-forward layer.
-use super::{Linear, Mode};
+use super::{Linear, Mode, together};
 use crate::{Result, autograd, cuda};
 use tch::Tensor;
 
@@ -19,6 +19,9 @@ pub struct SwiGlu {
 impl SwiGlu {
     /// [B, T, D] to [B, T, D].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        if let Some(y) = together::gated(&self.gate, &self.up, x, mode)? {
+            return self.down.forward(&y, mode);
+        }
         let gate = self.gate.forward(x, mode)?; // [B, T, F]
         let up = self.up.forward(x, mode)?;
         self.down.forward(&gated(gate, up)?, mode)

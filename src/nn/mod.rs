@@ -6,6 +6,7 @@
 
 mod adapter;
 mod attention;
+mod cache;
 mod cross_entropy;
 pub mod dropout;
 mod linear;
@@ -15,9 +16,11 @@ mod moe;
 mod norm;
 mod rope;
 mod rows;
+mod together;
 
 pub use adapter::{Adapter, Dora, Length};
-pub use attention::{Attention, Dropping, Gqa, KvCache, LayerCache};
+pub use attention::{Attention, Dropping, Gqa};
+pub use cache::{KvCache, LayerCache};
 pub use cross_entropy::cross_entropy;
 pub use dropout::Mode;
 pub use linear::{Linear, Weight};
