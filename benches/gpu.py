@@ -4,11 +4,12 @@
     cargo xtask gpu-bundle; run.sh     on one that has PyTorch 2.11 and no Rust
 
 In turn: what `downhill doctor` says; the tests that need a GPU; what the card reaches in
-copying, a matrix product and NF4; and the fine-tune of models of a true shape (random
-weights, LoRA r 16 on all linears, bf16, batches of 4) by downhill and by transformers +
-PEFT + bitsandbytes on the same tokens, without and with gradient checkpointing. What
-is not installed, or for which no time is left, is named as skipped. Prints one JSON
-object and writes it to --out, after each part as far as it is.
+copying, a matrix product and NF4; and models of a true shape (random weights in NF4,
+LoRA r 16 on all linears, bf16) by downhill and by transformers + PEFT + bitsandbytes on
+the same tokens: how fast they write one text, and their fine-tune in batches of 4,
+without and with gradient checkpointing. What is not installed, or for which no time is
+left, is named as skipped. Prints one JSON object and writes it to --out, after each part
+as far as it is.
 
 `--dry-run` does all of it on a CPU with tiny shapes: to see that it works, not how fast.
 """
@@ -33,6 +34,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHAPES = ["deepseek-7b", "r1-distill-qwen-1.5b", "v2-lite"]
 LENGTHS, BATCH, R, ALPHA = [512, 2048], 4, 16, 32
+PROMPT, TOKENS = 512, 64  # of a text to write
 # An H200, as bounds on the page are computed: TFLOP/s in bf16, GB/s read and written.
 TFLOPS, GB_S = 790.0, 4300.0
 PEERS = ("torch", "transformers", "peft", "bitsandbytes", "liger_kernel")
@@ -103,11 +105,33 @@ def bound(c, length, checkpointing, tflops=TFLOPS, gb_s=GB_S):
     return tokens / (work + dequantize)
 
 
+def token_bytes(c, adapter, seen):
+    """What one more token has to read at batch 1: each weight that it meets, in NF4 with
+    its scales; the head in bf16; the adapters in f32; and the cache of those `seen`."""
+    _, met, lora = linears(c)
+    d, heads = c["hidden_size"], c["num_attention_heads"]
+    if c["model_type"] == "deepseek_v2":
+        kept = c["kv_lora_rank"] + c["qk_rope_head_dim"]
+    else:
+        kept = 2 * c["num_key_value_heads"] * d // heads
+    cache = 2 * kept * c["num_hidden_layers"] * seen
+    return met * 0.516 + 2 * c["vocab_size"] * d + cache + (4 * lora if adapter else 0)
+
+
+def decode_bound(c, adapter, gb_s=GB_S, prompt=PROMPT, tokens=TOKENS):
+    """Tokens a second that nothing can exceed which reads all of that from memory."""
+    return gb_s * 1e9 / token_bytes(c, adapter, prompt + tokens / 2)
+
+
 def bounds(tflops=TFLOPS, gb_s=GB_S):
     def of(name):
         c = shape(name)
         held, met, lora, (last, _) = linears(c)
-        rows = {}
+        rows = {"decode": {
+            "gb_per_token": token_bytes(c, False, PROMPT + TOKENS / 2) / 1e9,
+            "without_adapter": decode_bound(c, False, gb_s),
+            "with_adapter": decode_bound(c, True, gb_s),
+        }}
         for length in LENGTHS:
             forward, backward, again = flop(c, length)
             rows[f"{BATCH}x{length}"] = {
@@ -259,6 +283,39 @@ def ours(binary, job, timeout, env=None):
     return {**found, "start_to_first_step_s": first[0] if first else None}
 
 
+def ours_writing(binary, job, timeout):
+    """A text by downhill without an adapter, and one with."""
+    status, lines, late = spoken([
+        binary, "decode", "--model", ROOT / "benches/shapes" / job["shape"],
+        "--device", job["device"], "--prompt", job["prompt"], "--tokens", job["tokens"],
+        "--lora-r", f"0,{R}"], timeout)
+    found = last_json(lines)
+    if status or found is None:
+        return [failed(status, lines, late)] * 2
+    return found["decode"]
+
+
+def peer_writing(model, job, home, wait):
+    """Greedy tokens a second by transformers: the longer text less the shorter one."""
+    import torch
+
+    ids = torch.arange(job["prompt"]).mul(7).add(3).remainder(model.config.vocab_size)
+    ids = ids.unsqueeze(0).to(home)
+    def seconds(count):
+        wait()
+        start = time.perf_counter()
+        with torch.no_grad():
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids),
+                           max_new_tokens=count, min_new_tokens=count, do_sample=False,
+                           pad_token_id=0)
+        wait()
+        return time.perf_counter() - start
+    seconds(4)  # warm
+    first, all_ = seconds(1), seconds(job["tokens"])
+    return {"prompt_ms": 1e3 * first,
+            "tokens_per_second": (job["tokens"] - 1) / (all_ - first)}
+
+
 def peer(job):
     """The same by transformers + PEFT + bitsandbytes: a worker's part."""
     import bitsandbytes as bnb
@@ -296,6 +353,13 @@ def peer(job):
     params = [p for p in model.parameters() if p.requires_grad]
     cuda = home != "cpu"
     wait = torch.cuda.synchronize if cuda else lambda: None
+    if job.get("tokens"):
+        try:
+            got = peer_writing(model.eval(), job, home, wait)
+        except Exception as e:
+            got = {"failed": f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"}
+        print("PEER", json.dumps(["decode", True, got]), flush=True)
+        model.train()
     for length, checkpointing in job["jobs"]:
         try:
             if checkpointing:
@@ -334,8 +398,9 @@ def peer(job):
 
 
 def peers(job, timeout):
-    """All lengths of a shape in one process: {(length, checkpointing): result}."""
-    asked = [tuple(j) for j in job["jobs"]]
+    """All of a shape in one process: {(length, checkpointing): result}, and of writing
+    one text with an adapter: {("decode", True): result}."""
+    asked = [tuple(j) for j in job["jobs"]] + [("decode", True)] * ("tokens" in job)
     missing = [n for n in ("torch", "transformers", "peft", "bitsandbytes") if not has(n)]
     if job.get("liger") and not has("liger_kernel"):
         missing.append("liger_kernel")
@@ -377,6 +442,15 @@ def judge(c, length, checkpointing, got, kernels):
     return got
 
 
+def judge_writing(c, job, adapter, got, kernels):
+    """The share of the bound, by what the card reached just now."""
+    speed = got.get("tokens_per_second")
+    if speed and "copy_gb_s" in kernels:
+        bound = decode_bound(c, adapter, kernels["copy_gb_s"], job["prompt"], job["tokens"])
+        got["of_bound"] = speed / bound
+    return got
+
+
 def run(args):
     end = time.monotonic() + 60 * args.minutes
     left = lambda most: min(most, end - time.monotonic())
@@ -409,9 +483,11 @@ def run(args):
     result["kernels"] = kernels
     say("kernels:", kernels)
     shapes, lengths, steps = SHAPES, LENGTHS, args.steps
+    text = {"prompt": PROMPT, "tokens": TOKENS}
     if args.dry_run:
         shapes, lengths, steps = ["tiny"], [16, 32], 3
-    result["runs"] = []
+        text = {"prompt": 16, "tokens": 8}
+    result["runs"], result["decode"] = [], []
     jobs = [(length, again) for length in lengths for again in (False, True)]
     for name in shapes:
         c, entries = shape(name), {}
@@ -428,9 +504,26 @@ def run(args):
                 entry["ours_without_kernels"] = ours(args.bench, job, left(60), off)
             judge(c, length, again, entry["ours"], kernels)
             say(name, length, again, "ours:", brief(entry["ours"]))
+        writes = {"shape": name, "device": device, **text}
+        entry = {"shape": name, **text}
+        pair = zip(("ours_without_adapter", "ours"), ours_writing(args.bench, writes, left(90)))
+        for adapter, (key, got) in enumerate(pair):
+            entry[key] = judge_writing(c, writes, adapter, got, kernels)
+            say(name, "writing", f"{key}:", brief(entry[key]))
+        result["decode"].append(entry)
         for side, liger in (("peers", False), ("peers_liger", True)):
             job = {"shape": name, "jobs": jobs, "steps": steps, "device": device, "liger": liger}
-            for key, found in peers(job, left(120)).items():
+            job |= {} if liger else text
+            found = peers(job, left(120))
+            if not liger:
+                wrote = found.pop(("decode", True))
+                writing = result["decode"][-1]
+                writing["peers"] = judge_writing(c, writes, True, wrote, kernels)
+                say(name, "writing", "peers:", brief(wrote))
+                pair = [writing[s].get("tokens_per_second") for s in ("ours", "peers")]
+                if all(pair):
+                    writing["ratio"] = pair[0] / pair[1]
+            for key, found in found.items():
                 entries[key][side] = judge(c, *key, found, kernels)
                 say(name, *key, f"{side}:", brief(found))
         for entry in entries.values():
@@ -439,11 +532,12 @@ def run(args):
                 entry["ratio"] = pair[0] / pair[1]
             result["runs"].append(entry)
     result["seconds"] = 60 * args.minutes - (end - time.monotonic())
-    text = json.dumps(result)
+    line = json.dumps(result)
     if args.out:
-        pathlib.Path(args.out).write_text(text + "\n")
-    print(text)
-    broken = result["tests"].get("failed") or any("failed" in e["ours"] for e in result["runs"])
+        pathlib.Path(args.out).write_text(line + "\n")
+    print(line)
+    broken = result["tests"].get("failed") or any(
+        "failed" in e["ours"] for e in result["runs"] + result["decode"])
     raise SystemExit(1 if broken or not about["ok"] else 0)
 
 

@@ -1,11 +1,14 @@
 //! Our side of `cargo xtask bench gpu`: the fine-tune of a model of a true shape with
 //! random weights, made where it runs, by the loop of `downhill finetune`; where the
-//! time of its step goes; and what the card and the 4-bit code reach by themselves.
-//! Prints JSON.
+//! time of its step goes; how fast it writes; and what the card and the 4-bit code
+//! reach by themselves. Prints JSON.
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use downhill::checkpoint::Checkpoint;
 use downhill::data::RowEncoder;
-use downhill::models::{self, Decoder, Weights};
+use downhill::generate::{Sampling, generate};
+use downhill::lora::{self, LoraConfig, Modules};
+use downhill::models::{self, Decoder, LoadOptions, Weights};
 use downhill::nn::{Linear, Mode, Weight};
 use downhill::optim::clip_grad_norm_late;
 use downhill::plot::Bars;
@@ -13,6 +16,8 @@ use downhill::quant::Nf4Tensor;
 use downhill::train::{Base, Rows, Run, Settings, Switch, Task, batch_loss, fit};
 use downhill::{Result as Ours, device};
 use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
@@ -28,6 +33,25 @@ enum Command {
     /// Take the steps that the flags of `downhill finetune` say; --model needs no
     /// weights
     Train(Box<Settings>),
+    /// Write greedily after a prompt, one text at a time, the weights in 4 bits: those
+    /// of a checkpoint, or random ones where the folder has a config.json alone
+    Decode {
+        #[arg(long)]
+        model: PathBuf,
+        #[arg(long, default_value = "cuda")]
+        device: String,
+        /// Tokens of the prompt
+        #[arg(long, default_value = "512")]
+        prompt: i64,
+        #[arg(long, default_value = "64")]
+        tokens: usize,
+        /// Ranks of an adapter on all linears, one after another; 0: none
+        #[arg(long, value_delimiter = ',', default_value = "0,16")]
+        lora_r: Vec<i64>,
+        /// Threads of a CPU; 0: as many as libtorch takes
+        #[arg(long, default_value = "0")]
+        threads: i32,
+    },
     /// Copying, a matrix product, and NF4
     Kernels {
         #[arg(long, default_value = "cuda")]
@@ -41,6 +65,13 @@ enum Command {
 fn main() -> Result<()> {
     let found = match Args::parse().command {
         Command::Train(settings) => train(*settings)?,
+        Command::Decode { model, device, prompt, tokens, lora_r, threads } => {
+            if threads > 0 {
+                tch::set_num_threads(threads);
+            }
+            let home = device::parse(&device)?;
+            decode(&model, home, (prompt, tokens), &lora_r)?
+        }
         Command::Kernels { device, sizes } => {
             kernels(device::parse(&device)?, &sizes)?
         }
@@ -50,12 +81,13 @@ fn main() -> Result<()> {
 }
 
 /// Random weights, made on the device; the linears of the blocks in NF4.
-struct Noise<'a> {
-    settings: &'a Settings,
+struct Noise {
+    /// Block size, and whether scales are quantized too; none: as they are.
+    four_bit: Option<(usize, bool)>,
     like: (Kind, Device),
 }
 
-impl Weights for Noise<'_> {
+impl Weights for Noise {
     fn tensor(&mut self, _: &str, shape: &[i64]) -> Ours<Tensor> {
         Ok(match shape {
             [_] => Tensor::f_ones(shape, self.like)?,
@@ -64,15 +96,12 @@ impl Weights for Noise<'_> {
     }
 
     fn linear(&mut self, name: &str, shape: [i64; 2], bias: bool) -> Ours<Linear> {
-        let s = self.settings;
         let w = self.tensor(name, &shape)?;
-        let weight = match s.load_in_4bit {
-            false => Weight::Dense(w),
-            true => Weight::Nf4(Nf4Tensor::quantize(
-                &w,
-                s.bnb_4bit_blocksize,
-                s.bnb_4bit_use_double_quant,
-            )?),
+        let weight = match self.four_bit {
+            None => Weight::Dense(w),
+            Some((size, double)) => {
+                Weight::Nf4(Nf4Tensor::quantize(&w, size, double)?)
+            }
         };
         let bias = bias.then(|| Tensor::zeros([shape[0]], self.like));
         Ok(Linear { weight, bias, lora: None })
@@ -91,7 +120,10 @@ fn train(settings: Settings) -> Result<Value> {
     let config = models::read_config(&settings.model)?;
     let rows = RowEncoder::new(None, settings.max_length, config.vocab_size);
     let rows = Rows::load(&settings.train_file, Task::CausalLm, &rows, None)?;
-    let mut noise = Noise { settings: &settings, like: (kind, home) };
+    let size = settings.bnb_4bit_blocksize;
+    let form = (size, settings.bnb_4bit_use_double_quant);
+    let four_bit = settings.load_in_4bit.then_some(form);
+    let mut noise = Noise { four_bit, like: (kind, home) };
     let mut model = no_grad(|| Decoder::new(config, &mut noise))?;
     if settings.cache_dequant {
         model.hold_dequantized();
@@ -226,6 +258,76 @@ fn profile(run: &mut Run) -> Result<Value> {
         "of them, head with its backward": head,
         "of them, dequantizing every weight once": dequantize,
     }))
+}
+
+/// Tokens a second after the first one, which ends the prompt's time; for each rank.
+fn decode(
+    dir: &Path,
+    home: Device,
+    (prompt, tokens): (i64, usize),
+    ranks: &[i64],
+) -> Result<Value> {
+    let kind = if home.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+    tch::manual_seed(0);
+    let mut model = match Checkpoint::open(dir).is_ok() {
+        true => {
+            let (blocksize, device) = (64, home);
+            let options = LoadOptions {
+                quantize: true,
+                double_quant: true,
+                blocksize,
+                kind,
+                device,
+            };
+            models::load(dir, &options, &mut |_, _| ())?
+        }
+        false => {
+            let mut noise = Noise { four_bit: Some((64, true)), like: (kind, home) };
+            no_grad(|| Decoder::new(models::read_config(dir)?, &mut noise))?
+        }
+    };
+    let vocabulary = model.config.vocab_size;
+    let text: Vec<i64> = (0..prompt).map(|i| (i * 7 + 3) % vocabulary).collect();
+    let mut found = vec![];
+    for &r in ranks {
+        adapt(&mut model, r)?;
+        let write = |tokens| {
+            let sampling = Sampling { max_new_tokens: tokens, ..Default::default() };
+            let (mut came, began) = (vec![], Instant::now());
+            let ids = generate(&model, &text, &[], &sampling, &mut |_| {
+                came.push(began.elapsed().as_secs_f64());
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ours::Ok((ids, came))
+        };
+        write(4)?; // warm
+        let (ids, came) = write(tokens)?;
+        let (first, last) =
+            (came.first().context("no token")?, came[came.len() - 1]);
+        found.push(json!({
+            "lora_r": r,
+            "prompt_ms": 1e3 * first,
+            "tokens_per_second": (came.len() - 1) as f64 / (last - first),
+            "ids": ids,
+        }));
+    }
+    Ok(json!({ "decode": found }))
+}
+
+/// Gives all linears an adapter of rank `r`, or none for 0.
+fn adapt(model: &mut Decoder, r: i64) -> Result<()> {
+    let home = model.device();
+    if r == 0 {
+        model.linears_mut().into_iter().for_each(|(_, l)| l.lora = None);
+        return Ok(());
+    }
+    let (alpha, target_modules) = (2. * r as f64, Modules::AllLinear);
+    let config = LoraConfig { r, alpha, target_modules, ..Default::default() };
+    let named = lora::attach(model.linears_mut(), &config, 0, home)?;
+    let b = named.iter().filter(|(name, _)| name.contains("lora_B"));
+    // As after training: B is not zero.
+    no_grad(|| b.for_each(|(_, b)| drop(b.shallow_clone().normal_(0., 0.01))));
+    Ok(())
 }
 
 /// Billions of bytes or operations a second.

@@ -58,6 +58,15 @@ pub(super) fn same(a: &Tensor, b: &Tensor) -> bool {
     unsafe { *a.as_ptr().cast::<usize>() == *b.as_ptr().cast::<usize>() }
 }
 
+pub(super) fn recording() -> bool {
+    // SAFETY: a flag of this thread, set to what it was.
+    unsafe {
+        let on = torch_sys::at_grad_set_enabled(0);
+        torch_sys::at_grad_set_enabled(on);
+        on != 0
+    }
+}
+
 pub(super) fn attach(
     inputs: &[&Tensor],
     outputs: &[Tensor],

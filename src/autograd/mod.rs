@@ -185,6 +185,11 @@ pub fn checkpoint_kept(
 }
 // ANCHOR_END: checkpoint
 
+/// Whether this thread's operations are recorded for a backward.
+pub fn recording() -> bool {
+    ffi::recording()
+}
+
 /// Forgets the gradient of `t` (PyTorch's `t.grad = None`), for which tch has no
 /// call. Until the next backward the optimizers pass over it.
 pub fn clear_grad(t: &Tensor) {

@@ -29,9 +29,11 @@ mod adam;
 mod call;
 mod card;
 mod clip;
+mod decode;
 mod driver;
 mod dropout;
 mod loss;
+mod matvec;
 mod nf4;
 mod norm;
 mod nvrtc;
@@ -44,6 +46,7 @@ pub use call::{Call, Kernels, Launch, Source, emulated, kernels};
 use card::card;
 pub use card::{capability, unavailable};
 pub use dropout::{Mask, MaskedRows};
+pub use matvec::Nf4Matrix;
 pub use nf4::Nf4Scales;
 pub use norm::Normed;
 pub use nvrtc::{Compiled, compile};
@@ -51,9 +54,10 @@ pub use rope::Pairs;
 pub use store::kept;
 
 /// All that there are.
-pub const SOURCES: [Source; 8] = [
+pub const SOURCES: [Source; 9] = [
     adam::SOURCE,
     clip::SOURCE,
+    decode::SOURCE,
     dropout::SOURCE,
     loss::SOURCE,
     nf4::SOURCE,

@@ -11,8 +11,6 @@ const THREADS: u32 = 256;
 const ROUNDS: i64 = 4;
 /// Matrices of one launch: as many as its arguments have room for.
 const AT_ONCE: usize = 64;
-/// Rows of `x` that the 4-bit product has room for.
-const MOST_ROWS: i64 = 8;
 
 /// The scales of blocks of weights, as they are stored.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +50,7 @@ impl Nf4Scales<'_> {
     }
 
     /// Fails unless these are the scales of `n` weights, where the kernels are.
-    fn check(&self, kernels: &Kernels, n: i64) -> Result<()> {
+    pub(super) fn check(&self, kernels: &Kernels, n: i64) -> Result<()> {
         let blocks = (n as u64).div_ceil(self.blocksize as u64) as i64;
         let Some((codes, level, _)) = self.codes else {
             return kernels.check("absmax", self.absmax, blocks, Kind::Float);
@@ -132,86 +130,10 @@ impl Kernels {
         }
         Ok(())
     }
-
-    /// `x Wᵀ` for a W `[out, in]` that is read in 4 bits and never written out, which
-    /// pays where `x` has few rows, as in generation. `None` if it has more than
-    /// eight, or if W's rows do not begin where the kernel can read.
-    pub fn nf4_product(
-        &self,
-        x: &Tensor,
-        packed: &Tensor,
-        scales: &Nf4Scales,
-        [out, input]: [i64; 2],
-    ) -> Result<Option<Tensor>> {
-        let (rows, kind) = (x.numel() as i64 / input, x.kind());
-        let aligned = |t: &Tensor| (t.data_ptr() as usize).is_multiple_of(16);
-        if !(1..=MOST_ROWS).contains(&rows)
-            || input % 32 != 0
-            || !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half)
-        {
-            return Ok(None);
-        }
-        let x = x.contiguous();
-        if !aligned(&x) || !aligned(packed) {
-            return Ok(None);
-        }
-        self.check("x", &x, rows * input, kind)?;
-        self.check("packed", packed, out * input / 2, Kind::Uint8)?;
-        scales.check(self, out * input)?;
-        let mut shape = x.size();
-        shape.pop();
-        shape.push(out);
-        let y = Tensor::f_empty(shape.as_slice(), (kind, x.device()))?;
-        let (room, at_once) = match rows {
-            1 => (1, 4),
-            2 => (2, 2),
-            3..=4 => (4, 1),
-            _ => (8, 1),
-        };
-        let name = format!("nf4_matvec{room}_{}", suffix(kind));
-        let grid = (out as u64).div_ceil(at_once) as i64;
-        let call = Call::new(SOURCE, name).over(grid, 1, threads(input))?;
-        let call = scales.add_to(call.arg(packed)).arg(&x).arg(&y);
-        self.run(&call.arg(rows as u32).arg(out).arg(input))?;
-        Ok(Some(y))
-    }
 }
 
 /// Blocks of threads that dequantize `n` weights.
 fn blocks(n: i64, kind: Kind) -> i64 {
     let wide = 16 / kind.elt_size_in_bytes() as i64;
     (n as u64).div_ceil((i64::from(THREADS) * wide * ROUNDS) as u64) as i64
-}
-
-/// Threads that go over a row in as few rounds as 256 would, all of them busy in each:
-/// 32 weights to a thread and round.
-fn threads(input: i64) -> u32 {
-    let work = (input as u64).div_ceil(32);
-    let rounds = work.div_ceil(256).max(1);
-    work.div_ceil(rounds).next_multiple_of(32).clamp(32, 256) as u32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn threads_cover_a_row_in_even_rounds() {
-        // Widths of the published checkpoints.
-        for (input, expected) in
-            [(32, 32), (1408, 64), (2048, 64), (4096, 128), (8192, 256)]
-        {
-            assert_eq!(threads(input), expected, "{input}");
-        }
-        for input in (32..30_000).step_by(32) {
-            let t = u64::from(threads(input));
-            let work = input as u64 / 32;
-            assert!(t.is_multiple_of(32) && t <= 256);
-            assert_eq!(
-                work.div_ceil(t),
-                work.div_ceil(256),
-                "{input}: as few rounds"
-            );
-        }
-    }
 }

@@ -1,9 +1,11 @@
 //! Which device to compute on. One binary serves both: libtorch's CUDA half is loaded
 //! when a driver is there, and where that fails we compute on the CPU and say why.
+mod coming;
 mod diagnose;
 mod driver;
 mod memory;
 
+pub use coming::Coming;
 pub use diagnose::{Facts, Library, Problem, libtorch};
 pub use memory::{
     DeviceMemory, guarded, is_out_of_memory, memory, peak, quiet_when_out_of_memory,

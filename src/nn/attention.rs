@@ -1,55 +1,10 @@
-//! Grouped-query attention with a key-value cache, and what latent attention shares
-//! with it.
-use super::{Linear, Mla, Mode, RmsNorm, Rotation, Rows, dropout::dropout};
+//! Grouped-query attention, and what latent attention shares with it.
+use super::together::together;
+use super::{
+    LayerCache, Linear, Mla, Mode, RmsNorm, Rotation, Rows, dropout::dropout,
+};
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
-
-/// Keys and values of the tokens seen so far, one entry per layer.
-#[derive(Debug, Default)]
-pub struct KvCache {
-    layers: Vec<LayerCache>,
-}
-
-/// Keys and values of one layer, each (B, G, T, K); with latent attention the latents
-/// (B, 1, T, R) and the turned keys (B, 1, T, K) from which all heads come.
-#[derive(Debug, Default)]
-pub struct LayerCache(Option<(Tensor, Tensor)>);
-
-impl KvCache {
-    /// An empty cache for so many layers.
-    pub fn new(layers: usize) -> Self {
-        Self { layers: (0..layers).map(|_| LayerCache::default()).collect() }
-    }
-
-    /// Tokens seen so far: the position of the next one.
-    pub fn len(&self) -> i64 {
-        let first = self.layers.first().and_then(|l| l.0.as_ref());
-        first.map_or(0, |(k, _)| k.size()[2])
-    }
-
-    /// Whether no token has been seen.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(crate) fn layer(&mut self, i: usize) -> Option<&mut LayerCache> {
-        self.layers.get_mut(i)
-    }
-}
-
-impl LayerCache {
-    /// Appends, and returns all keys and values.
-    pub(super) fn extend(&mut self, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
-        let (k, v) = match self.0.take() {
-            Some((old_k, old_v)) => {
-                (Tensor::cat(&[old_k, k], 2), Tensor::cat(&[old_v, v], 2))
-            }
-            None => (k, v),
-        };
-        self.0 = Some((k.shallow_clone(), v.shallow_clone()));
-        (k, v)
-    }
-}
 
 /// The attention of one layer.
 #[derive(Debug)]
@@ -163,20 +118,19 @@ impl Gqa {
     ) -> Result<Tensor> {
         // ANCHOR: gqa
         let split = |y: Tensor| y.unflatten(-1, [-1, self.head_dim]);
-        let (mut q, mut k) =
-            (split(self.q.forward(x, mode)?), split(self.k.forward(x, mode)?));
+        let each = together([&self.q, &self.k, &self.v], x, mode)?;
+        let [mut q, mut k, v] = each.map(split); // (N, H or G, K)
         if let Some([q_norm, k_norm]) = &self.norms {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
-        let q = rotation.apply(&q)?; // (N, H, K)
-        let k = rotation.apply(&k)?; // (N, G, K)
-        let v = split(self.v.forward(x, mode)?);
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
-        let (q, k, v) = (heads(&q)?, heads(&k)?, heads(&v)?); // (B, H or G, T, K)
-        let (k, v) = match cache {
-            Some(cache) => cache.extend(k, v),
-            None => (k, v),
-        };
+        let [q, k, v] = match cache {
+            Some(cache) => cache.turned([&q, &k, &v], rows, rotation)?,
+            None => {
+                let (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
+                [heads(&q)?, heads(&k)?, heads(&v)?]
+            }
+        }; // (B, H or G, T, K)
         let scale = 1. / (self.head_dim as f64).sqrt();
         let y = attend(&q, &k, &v, scale, self.dropping, mode)?; // (B, H, T, K)
         let y = rows.line(&y.transpose(1, 2))?.flatten(1, 2);

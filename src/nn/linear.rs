@@ -1,5 +1,5 @@
 //! A linear layer: dense or 4-bit weight, with or without an adapter.
-use super::{Adapter, Dora, Mode, dropout::dropout};
+use super::{Adapter, Dora, Mode, dropout::dropout, together::by_kernel};
 use crate::Result;
 use crate::autograd::{self, Library, Need};
 use crate::quant::Nf4Tensor;
@@ -103,6 +103,9 @@ impl Linear {
     /// The same. Where only the graph is asked for, what is frozen is not multiplied
     /// by, unless by DoRA, whose backward reads the product.
     pub fn forward_for(&self, need: Need, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        if let Some(mut y) = by_kernel(&[self], x, mode)? {
+            return Ok(y.remove(0));
+        }
         let Some(lora) = &self.lora else { return self.base(x, need) };
         match &lora.dora {
             None if self.learns() => Ok(self.base(x, need)? + lora.update(x, mode)?),

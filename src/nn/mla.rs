@@ -1,6 +1,7 @@
 //! Multi-head latent attention.
-use super::attention::{Dropping, LayerCache, attend};
-use super::{Linear, Mode, RmsNorm, Rotation, Rows};
+use super::attention::{Dropping, attend};
+use super::together::together;
+use super::{LayerCache, Linear, Mode, RmsNorm, Rotation, Rows};
 use crate::{Error, Result};
 use tch::Tensor;
 
@@ -62,15 +63,15 @@ impl Mla {
             true => rotation.apply_to_neighbours(x),
             false => rotation.apply(x),
         };
-        let q = self.q.forward(x, mode)?.unflatten(-1, [self.heads, -1]); // (N, H, K)
-        let q = q.split_with_sizes([nope, turned], -1);
-        let q = Tensor::cat(&[&q[0], &turn(&q[1])?], -1);
         // ANCHOR: latent
-        let kv = self.kv_a.forward(x, mode)?; // (N, R + rope)
+        let [q, kv] = together([self.q.first(), &self.kv_a], x, mode)?; // (N, ..)
         let kv = kv.split_with_sizes([kv.size()[1] - turned, turned], -1);
         let latent = self.kv_norm.forward(&kv[0])?;
         let shared = turn(&kv[1].unsqueeze(1))?; // (N, 1, rope)
         // ANCHOR_END: latent
+        let q = self.q.rest(q, mode)?.unflatten(-1, [self.heads, -1]); // (N, H, K)
+        let q = q.split_with_sizes([nope, turned], -1);
+        let q = Tensor::cat(&[&q[0], &turn(&q[1])?], -1);
         let heads = |y: &Tensor| Ok::<_, Error>(rows.grid(y)?.transpose(1, 2));
         let split = |y: Tensor| y.unflatten(-1, [self.heads, -1]);
         let (q, shared) = (heads(&q)?, heads(&shared)?); // (B, H or 1, T, ..)
@@ -81,14 +82,17 @@ impl Mla {
             }
             Some(cache) => {
                 let latent = heads(&latent.unsqueeze(1))?;
-                let (latent, shared) = cache.extend(latent, shared);
+                let all = cache.extend(&latent, &shared)?; // (B, 1, T', R + rope)
                 let alone = q.size()[2] == 1 && mode == Mode::Eval;
                 let w = alone.then(|| self.kv_b.matrix(q.kind())).transpose()?;
                 match w.flatten() {
-                    Some(w) => self.absorbed(&q, &latent, &shared, &w)?,
+                    Some(w) => self.absorbed(&q, &all, &w)?,
                     None => {
-                        let kv = self.kv_b.forward(&latent.squeeze_dim(1), mode)?;
-                        self.expanded(&q, &split(kv).transpose(1, 2), &shared, mode)?
+                        let rank = all.size()[3] - turned;
+                        let parts = all.split_with_sizes([rank, turned], -1);
+                        let (latent, shared) = (parts[0].squeeze_dim(1), &parts[1]);
+                        let kv = self.kv_b.forward(&latent, mode)?;
+                        self.expanded(&q, &split(kv).transpose(1, 2), shared, mode)?
                     }
                 }
             }
@@ -114,26 +118,21 @@ impl Mla {
     }
 
     // ANCHOR: absorbed
-    /// Queries (B, H, 1, K) on the latents (B, 1, T', R) themselves, where `w`
-    /// (H·(nope + V), R) would have made keys and values of them.
-    fn absorbed(
-        &self,
-        q: &Tensor,
-        latent: &Tensor,
-        shared: &Tensor,
-        w: &Tensor,
-    ) -> Result<Tensor> {
+    /// Queries (B, H, 1, K) on what the cache has, (B, 1, T', R + rope): the latents
+    /// themselves, where `w` (H·(nope + V), R) would have made keys and values of them,
+    /// and the turned keys.
+    fn absorbed(&self, q: &Tensor, seen: &Tensor, w: &Tensor) -> Result<Tensor> {
         let w = w.f_unflatten(0, [self.heads, -1])?;
         let value = w.size()[1] - self.nope_dim;
         let w = w.split_with_sizes([self.nope_dim, value], 1);
         let q = q.split_with_sizes([self.nope_dim, self.rope_dim], -1);
         let q = Tensor::cat(&[q[0].f_matmul(&w[0])?, q[1].shallow_clone()], -1);
-        let k = Tensor::cat(&[latent, shared], -1); // (B, 1, T', R + rope)
+        let latent = seen.f_narrow(-1, 0, w[0].size()[2])?;
         // All heads see the same: they stand where tokens do elsewhere.
         let y = Tensor::f_scaled_dot_product_attention(
             &q.transpose(1, 2), // (B, 1, H, R + rope)
-            &k,
-            latent,
+            seen,
+            &latent,
             None::<Tensor>,
             0.,
             false,
@@ -187,12 +186,18 @@ impl Mla {
 }
 
 impl Query {
-    fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+    /// What sees x.
+    fn first(&self) -> &Linear {
         match self {
-            Self::Direct(q) => q.forward(x, mode),
-            Self::Compressed(a, norm, b) => {
-                b.forward(&norm.forward(&a.forward(x, mode)?)?, mode)
-            }
+            Self::Direct(first) | Self::Compressed(first, ..) => first,
+        }
+    }
+
+    /// Queries, of what that gives.
+    fn rest(&self, x: Tensor, mode: Mode) -> Result<Tensor> {
+        match self {
+            Self::Direct(_) => Ok(x),
+            Self::Compressed(_, norm, b) => b.forward(&norm.forward(&x)?, mode),
         }
     }
 

@@ -1,5 +1,5 @@
 //! The gated feed-forward layer.
-use super::{Linear, Mode};
+use super::{Linear, Mode, together};
 use crate::autograd::{self, Need};
 use crate::{Result, cuda};
 use tch::Tensor;
@@ -25,6 +25,9 @@ impl SwiGlu {
 
     /// The same; see [`Linear::forward_for`].
     pub fn forward_for(&self, need: Need, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        if let Some(y) = together::gated(&self.gate, &self.up, x, mode)? {
+            return self.down.forward_for(need, &y, mode);
+        }
         let gate = self.gate.forward(x, mode)?; // [B, T, F]
         let up = self.up.forward(x, mode)?;
         self.down.forward_for(need, &gated(gate, up)?, mode)

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod attention;
+mod cache;
 mod cross_entropy;
 pub mod dropout;
 pub mod grouped;
@@ -17,9 +18,11 @@ mod norm;
 mod rope;
 mod rows;
 mod stack;
+mod together;
 
 pub use adapter::{Adapter, Dora, Length};
-pub use attention::{Attention, Dropping, Gqa, KvCache, LayerCache};
+pub use attention::{Attention, Dropping, Gqa};
+pub use cache::{KvCache, LayerCache};
 pub use cross_entropy::{cross_entropy, tokens_at_once};
 pub use dropout::Mode;
 pub use linear::{Linear, Weight};

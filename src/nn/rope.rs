@@ -276,6 +276,11 @@ impl Rotation {
     }
     // ANCHOR_END: turn
 
+    /// Cosines and sines [N, 1, K], each angle twice.
+    pub(super) fn angles(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+
     pub(crate) fn shallow_clone(&self) -> Self {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }

@@ -74,8 +74,12 @@ impl Rows {
     }
 
     fn places(&self) -> i64 {
-        let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        self.lengths.len() as i64 * longest
+        self.lengths.len() as i64 * self.longest()
+    }
+
+    /// T.
+    pub(super) fn longest(&self) -> i64 {
+        self.lengths.iter().copied().max().unwrap_or(0)
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {

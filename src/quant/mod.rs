@@ -16,7 +16,7 @@ mod product;
 mod simd;
 
 use crate::autograd::upload;
-use crate::cuda::{Kernels, Nf4Scales};
+use crate::cuda::{Kernels, Nf4Matrix, Nf4Scales};
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -280,6 +280,12 @@ impl Nf4Tensor {
             }
         };
         Nf4Scales { absmax, codes, blocksize: self.blocksize }
+    }
+
+    /// As a kernel takes it, with nothing added to its products.
+    pub fn matrix(&self) -> Nf4Matrix<'_> {
+        let (packed, scales, shape) = (&self.packed, self.scales(), self.shape);
+        Nf4Matrix { packed, scales, shape, bias: None, low_rank: None }
     }
 
     /// The scale of each block, f32 `[ceil(n / blocksize)]`.

@@ -49,9 +49,8 @@ impl Nf4Tensor {
         let [out, input] = self.shape;
         no_grad(|| {
             if let Some(kernels) = Kernels::at(self.device(), x.kind()) {
-                let (packed, scales) = (&self.packed, self.scales());
-                let y = kernels.nf4_product(x, packed, &scales, self.shape)?;
-                if let Some(y) = y {
+                let y = kernels.nf4_products(x, &[self.matrix()])?;
+                if let Some(y) = y.and_then(|mut y| y.pop()) {
                     return Ok(y);
                 }
             }

@@ -9,71 +9,40 @@ use super::fit::{Window, save, with_kept};
 use super::loss::{blame_gradient, blame_loss, loss_of};
 use super::{Run, StepLog};
 use crate::data::Batch;
+use crate::device::Coming;
 use crate::nn::Mode;
 use crate::optim::clip_grad_norm_late;
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
-use tch::{Cuda, Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 /// Loss, and norm of the gradient before clipping.
 pub(super) enum Numbers {
     Known(f64, f64),
-    /// On their way into host memory: both as a pair, and behind them a stamp, which is
-    /// there when they are.
-    Coming {
-        pair: Tensor,
-        stamp: Tensor,
-        awaited: i64,
-        home: Device,
-    },
+    /// Both as a pair.
+    Coming(Coming),
 }
-
-/// The next stamp. No two are alike in a process, nor like what else it may have left
-/// in that memory, which libtorch hands out again: an old stamp would pass for the new.
-static STAMP: AtomicI64 = AtomicI64::new(0x5EED_57A3_0000_0000);
-
-/// How long to look for numbers before libtorch is asked to wait: it tells as well what
-/// went wrong on the device.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Numbers {
     /// Clips on the device, and sends the numbers off.
     pub(super) fn coming(run: &Run, loss: &Tensor, max_norm: f64) -> Self {
-        let awaited = STAMP.fetch_add(1, Ordering::Relaxed);
         no_grad(|| {
             let params = run.optimizer.params();
             let norm = clip_grad_norm_late(params, max_norm, loss);
             let pair = Tensor::stack(&[loss.to_kind(Kind::Double), norm], 0);
-            let stamp = Tensor::full(1, awaited, (Kind::Int64, loss.device()));
-            let (pair, stamp) = (fetched(&pair), fetched(&stamp));
-            Self::Coming { pair, stamp, awaited, home: loss.device() }
+            Self::Coming(Coming::new(&pair))
         })
     }
 
     fn wait(&self) -> (f64, f64) {
-        let (pair, stamp, awaited, home) = match self {
-            Self::Known(loss, norm) => return (*loss, *norm),
-            Self::Coming { pair, stamp, awaited, home } => {
-                (pair, stamp, *awaited, home)
-            }
-        };
-        let began = Instant::now();
-        while stamp.int64_value(&[0]) != awaited {
-            match home {
-                Device::Cuda(i) if began.elapsed() > PATIENCE => {
-                    Cuda::synchronize(*i as i64);
-                }
-                _ => std::thread::sleep(Duration::from_micros(50)),
-            }
+        match self {
+            Self::Known(loss, norm) => (*loss, *norm),
+            Self::Coming(pair) => match pair.wait()[..] {
+                [loss, norm] => (loss, norm),
+                _ => (f64::NAN, f64::NAN),
+            },
         }
-        (pair.double_value(&[0]), pair.double_value(&[1]))
     }
-}
-
-/// In host memory that the device writes by itself, some time.
-fn fetched(t: &Tensor) -> Tensor {
-    t.to_device_(Device::Cpu, t.kind(), true, true)
 }
 
 /// A step that was taken and is not in the log yet.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // functions of the library that we have just compiled
 use downhill::autograd::{load_library, symbol};
 use downhill::cuda::{Call, Launch, Source};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,6 +26,12 @@ pub static BACKWARDS: Emulator = Emulator { backwards: true, fault: None };
 
 thread_local! {
     static RUN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How often this thread has run one.
+pub fn launches() -> usize {
+    LAUNCHES.get()
 }
 
 /// The kernels that this thread has run.
@@ -52,6 +58,7 @@ impl Launch for Emulator {
             run(args.as_ptr(), call.grid().as_ptr(), block.as_ptr(), self.backwards)
         };
         RUN.with_borrow_mut(|run| run.insert(call.kernel().into()));
+        LAUNCHES.set(LAUNCHES.get() + 1);
         match faults {
             0 => Ok(()),
             _ => panic!("{}: not all threads come to a barrier", call.kernel()),

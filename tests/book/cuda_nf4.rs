@@ -3,7 +3,7 @@
 //! there is one.
 use crate::common::{cuda, refused, wave};
 use crate::cuda_host::{BACKWARDS, EMULATOR, Emulator, have_run};
-use downhill::cuda::{emulated, kernels};
+use downhill::cuda::{Nf4Matrix, emulated, kernels};
 use downhill::quant::{Absmax, BLOCKSIZES, Nf4Tensor, double, nf4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{Device, Kind, Tensor};
@@ -183,6 +183,148 @@ fn multiplies(device: Device) {
     }
 }
 
+/// What a layer may add to its product: a bias; A, B and s.
+type Added = (Option<Tensor>, Option<(Tensor, Tensor, f64)>);
+
+/// Layers [out, in] with all that they may add, and with ranks that differ.
+fn layers(outs: &[i64], input: i64, kind: Kind) -> Vec<(Nf4Tensor, Added)> {
+    let layer = |(i, &out): (usize, &i64)| {
+        let some = |shape: &[i64]| wave(shape, Kind::Float) - 0.5 + 0.01 * i as f64;
+        let q = Nf4Tensor::quantize(&some(&[out, input]), 64, i != 1).unwrap();
+        let bias = (i != 1).then(|| (some(&[out]) * 3.).to_kind(kind));
+        let rank = [3, 0, 5][i];
+        let pair = (rank > 0)
+            .then(|| (some(&[rank, input]), some(&[out, rank]) * 2., 0.75));
+        (q, (bias, pair))
+    };
+    outs.iter().enumerate().map(layer).collect()
+}
+
+fn there((q, (bias, pair)): &(Nf4Tensor, Added), to: Device) -> (Nf4Tensor, Added) {
+    let q = q.to_device(to);
+    let pair = pair.as_ref().map(|(a, b, s)| (a.to_device(to), b.to_device(to), *s));
+    (q, (bias.as_ref().map(|b| b.to_device(to)), pair))
+}
+
+fn matrix((q, (bias, pair)): &(Nf4Tensor, Added)) -> Nf4Matrix<'_> {
+    let low_rank = pair.as_ref().map(|(a, b, s)| (a, b, *s));
+    Nf4Matrix { bias: bias.as_ref(), low_rank, ..q.matrix() }
+}
+
+/// What the layer gives for `x` in the order of its definition, every result rounded to
+/// `kind`, in f64 otherwise; and how far rounding may lead from it.
+fn by_hand(x: &Tensor, (q, (bias, pair)): &(Nf4Tensor, Added)) -> [Tensor; 2] {
+    let kind = x.kind();
+    let wide = |t: &Tensor| t.to_kind(Kind::Double);
+    let round = |t: &Tensor| t.to_kind(kind).to_kind(Kind::Double);
+    let of_kind = match kind {
+        Kind::Float => 2f64.powi(-24),
+        Kind::BFloat16 => 2f64.powi(-8),
+        _ => 2f64.powi(-11),
+    };
+    let (x, w) = (wide(x), wide(&q.dequantize(Kind::Float)));
+    let exact = x.matmul(&w.tr());
+    let mut y = round(&exact);
+    let mut far = x.abs().matmul(&w.abs().tr()) * 2e-6 + y.abs() * of_kind * 1.01;
+    if let Some(bias) = bias {
+        y = round(&(&y + wide(bias)));
+        far += y.abs() * of_kind * 1.01;
+    }
+    if let Some((a, b, s)) = pair {
+        let (a, b) = (round(a), round(b));
+        let h = round(&(round(&x.matmul(&a.tr())) * *s));
+        y = round(&(&y + h.matmul(&b.tr())));
+        // h is rounded twice.
+        let terms = x.abs().matmul(&a.abs().tr()) * (2e-6 * s);
+        let off = terms + h.abs() * of_kind * 2.1;
+        far += off.matmul(&b.abs().tr()) + h.abs().matmul(&b.abs().tr()) * 2e-6;
+        far += y.abs() * of_kind * 1.01;
+    }
+    [y, far]
+}
+
+#[track_caller]
+fn within(found: &Tensor, expected: &Tensor, far: &Tensor, what: &str) {
+    let gap = (found.to_device(CPU).to_kind(Kind::Double) - expected).abs();
+    let most = (gap / (far + 1e-30)).max().double_value(&[]);
+    assert!(most <= 1., "{what}: {most} times what rounding explains");
+}
+
+/// Several matrices in one launch, with what their layers add.
+fn multiplies_together(device: Device) {
+    for outs in [&[5][..], &[6, 9], &[9, 2, 4], &[1, 1, 8]] {
+        for (rows, kind) in (1..=8).flat_map(|r| KINDS.map(|k| (r, k))) {
+            let input = 96;
+            let here = layers(outs, input, kind);
+            let moved: Vec<_> = here.iter().map(|l| there(l, device)).collect();
+            let x = (wave(&[rows, input], Kind::Float) - 0.4).to_kind(kind);
+            let there = x.to_device(device);
+            let at = Tensor::zeros([1], (Kind::Float, device));
+            let kernels = kernels(&[&at]).expect("kernels");
+            let all: Vec<_> = moved.iter().map(matrix).collect();
+            let found = kernels.nf4_products(&there, &all).unwrap().expect("served");
+            assert_eq!(found.len(), outs.len());
+            for (i, y) in found.iter().enumerate() {
+                let what = format!("{i} of {outs:?}, {rows} rows in {kind:?}");
+                assert_eq!((y.size(), y.kind()), (vec![rows, outs[i]], kind));
+                let [expected, far] = by_hand(&x, &here[i]);
+                within(y, &expected, &far, &what);
+                let alone = kernels.nf4_products(&there, &all[i..=i]).unwrap();
+                same(y, &alone.expect("served")[0], &what);
+            }
+        }
+    }
+}
+
+/// A gate and what it gates.
+fn gates(device: Device) {
+    for (rows, kind) in (1..=8).flat_map(|r| KINDS.map(|k| (r, k))) {
+        let here = layers(&[7, 7], 96, kind);
+        let moved: Vec<_> = here.iter().map(|l| there(l, device)).collect();
+        let x = (wave(&[rows, 96], Kind::Float) - 0.4).to_kind(kind);
+        let at = Tensor::zeros([1], (Kind::Float, device));
+        let kernels = kernels(&[&at]).expect("kernels");
+        let all: Vec<_> = moved.iter().map(matrix).collect();
+        let found = kernels.nf4_swiglu(&x.to_device(device), &all).unwrap();
+        let Some(found) = found else {
+            assert_eq!(kind, Kind::Half, "only f16 is left to others");
+            continue;
+        };
+        let [[g, g_far], [u, u_far]] = [0, 1].map(|i| by_hand(&x, &here[i]));
+        let round = |t: &Tensor| t.to_kind(kind).to_kind(Kind::Double);
+        let s = round(&(g.sigmoid() * &g));
+        let y = round(&(&s * &u));
+        let of_kind =
+            if kind == Kind::Float { 2f64.powi(-22) } else { 2f64.powi(-8) };
+        // The slope of silu is at most 1.1.
+        let s_far = g_far * 1.1 + s.abs() * of_kind * 2.;
+        let far =
+            (s_far * (u.abs() + &u_far)) + s.abs() * u_far + y.abs() * of_kind * 2.;
+        within(&found, &y, &far, &format!("{rows} rows in {kind:?}"));
+    }
+}
+
+#[test]
+fn emulated_products_together_are_the_twin() {
+    by_emulator(multiplies_together);
+    by_emulator(gates);
+    for name in ["nf4_lower_f32", "nf4_lower_bf16", "nf4_lower_f16"] {
+        assert!(have_run().contains(name), "{name} has not run");
+    }
+    for (kind, room) in
+        ["f32", "bf16"].iter().flat_map(|k| [1, 2, 4, 8].map(|r| (k, r)))
+    {
+        let name = format!("nf4_swiglu{room}_{kind}");
+        assert!(have_run().contains(&name), "{name} has not run");
+    }
+}
+
+#[test]
+fn products_together_on_a_card() {
+    by_card(multiplies_together);
+    by_card(gates);
+}
+
 #[test]
 fn emulated_quantization_is_the_twin() {
     by_emulator(quantizes);
@@ -226,7 +368,7 @@ fn products_on_a_card() {
 #[test]
 fn faults_are_found() {
     type Case = fn(Device);
-    let faults: [(&str, &str, Case); 9] = [
+    let faults: [(&str, &str, Case); 16] = [
         ("0.0795803f,   0.1609302f", "0.07958031f,  0.1609302f", dequantizes),
         (
             "__fadd_rn(__fmul_rn(level[codes[block]], absmax[block >> 8]), offset)",
@@ -243,7 +385,14 @@ fn faults_are_found() {
             "for (int k = 1; k < groups; ++k) total",
             multiplies,
         ),
-        ("row + r < out ? row + r : out - 1", "row", multiplies),
+        ("own < out ? own : out - 1", "row", multiplies),
+        ("row -= all", "row -= group.at[first].out", multiplies_together),
+        ("w.h + m * w.rank", "w.h", multiplies_together),
+        ("rounded<T>(sum + more)", "sum", multiplies_together),
+        ("w.h[blockIdx.y * w.rank + row]", "w.h[row]", multiplies_together),
+        ("rounded<T>(sum * w.scale)", "rounded<T>(sum)", multiplies_together),
+        ("group.at[first + of], total", "group.at[first], total", gates),
+        ("up[t];", "up[0];", gates),
     ];
     for (is, becomes, case) in faults {
         let fault = Some([is, becomes]);

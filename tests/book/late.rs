@@ -354,7 +354,10 @@ fn nothing_within_a_step_waits() {
     assert!(kept.contains("to_device_(home") && !kept.contains("upload("));
     assert!(!kept.contains("pinned("));
     let late = read("src/train/late.rs");
-    let (sends, reads) = late.split_once("fn wait(").unwrap();
+    let (late, _) = late.split_once("fn wait(").unwrap();
+    assert_eq!(waits(late), [""; 0]);
+    let coming = read("src/device/coming.rs");
+    let (sends, reads) = coming.split_once("fn wait(").unwrap();
     assert_eq!(waits(sends), [""; 0]);
     assert!(!waits(reads).is_empty(), "the check can fail");
     // Experts too: in turn they must know on the host how many tokens each gets, and
@@ -376,7 +379,7 @@ fn nothing_within_a_step_waits() {
     // Every other layer.
     for file in ["adapter", "attention", "cross_entropy", "dropout", "linear", "mla"]
         .into_iter()
-        .chain(["grouped", "mlp", "norm", "rope", "rows"])
+        .chain(["grouped", "mlp", "norm", "rope", "rows", "cache", "together"])
     {
         let file = format!("src/nn/{file}.rs");
         assert_eq!(waits(&read(&file)), [""; 0], "{file}");

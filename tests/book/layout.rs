@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "hub", // what an adapter says of its base
         ],
     ),
-    ("generate", &["models", "nn", "data", "lora"]),
+    ("generate", &["models", "nn", "data", "lora", "device"]),
     // The chapters' comparisons, chapter 15's with parts of `train`: nothing stands on
     // it.
     (

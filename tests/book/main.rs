@@ -25,6 +25,7 @@ mod cuda_nf4;
 mod cuda_run;
 mod cuda_runs;
 mod data;
+mod decoding;
 mod device;
 mod doctor;
 mod families;

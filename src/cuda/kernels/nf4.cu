@@ -146,34 +146,92 @@ __device__ void quantize(const T *__restrict__ w, u8 *__restrict__ packed,
   }
 }
 
+// A layer: the matrix W of a product, and what it adds to W x: a bias, and B h of a
+// low-rank update, h = s A x.
+struct Layer {
+  const u8 *packed;
+  Scales scales;
+  const void *bias;   // [out], of the kind of x, or none
+  const float *a, *b; // [rank, in] and [out, rank], or none
+  float *h;           // [rows, rank]
+  void *y;            // [rows, out]
+  i64 out;
+  int rank;
+  float scale;
+};
+
+// Those of one launch.
+struct Group {
+  Layer at[3];
+};
+
+// h, a block to a row of one of the A and to a row of x. A is rounded to the kind of x,
+// and each result as libtorch would store it.
+template <class T>
+__device__ void lower(const Group &group, const T *__restrict__ x, i64 in) {
+  int i = 0, row = blockIdx.x;
+  while (row >= group.at[i].rank) row -= group.at[i].rank, ++i;
+  const Layer &w = group.at[i];
+  const float *a = w.a + row * in;
+  x += blockIdx.y * in;
+  float sum = 0.0f;
+  for (i64 c = 4 * threadIdx.x; c < in; c += 4 * blockDim.x) {
+    float u[4], v[4];
+    take(a, c, in, u), take(x, c, in, v);
+    for (int j = 0; j < 4; ++j) sum += rounded<T>(u[j]) * v[j];
+  }
+  sum = rounded<T>(block_sum(sum));
+  if (threadIdx.x == 0) w.h[blockIdx.y * w.rank + row] = rounded<T>(sum * w.scale);
+}
+
+// The element of W x, and what its layer adds.
+template <class T>
+__device__ float finish(const Layer &w, float sum, i64 row, int m) {
+  sum = rounded<T>(sum);
+  if (w.bias) sum = rounded<T>(sum + widen(((const T *)w.bias)[row]));
+  if (!w.b) return sum;
+  const float *b = w.b + row * w.rank, *h = w.h + m * w.rank;
+  float more = 0.0f;
+  for (int k = 0; k < w.rank; ++k) more += rounded<T>(b[k]) * h[k];
+  return rounded<T>(sum + more);
+}
+
 // y = x W^T for a few rows of x: W [out, in] is read once, in 4 bits, and never
 // written. A block of threads takes R rows of W, a thread 32 weights of each at a
 // time, which share a scale; `in` is a multiple of 32. M is the room for rows of x.
-template <class T, int M, int R>
-__device__ void matvec(const u8 *__restrict__ packed, Scales scales,
-                       const T *__restrict__ x, T *__restrict__ y, int rows,
-                       i64 out, i64 in) {
+// With P = 1 the matrices of a group come one after another; with P = 2 a block has the
+// same rows of two, a gate and what it gates: y = silu(gate) up, as in swiglu.cu.
+template <class T, int M, int R, int P>
+__device__ void matvec(const Group &group, const T *__restrict__ x, int rows, i64 in) {
   __shared__ float levels[16];
-  __shared__ float parts[R * M][16][17]; // one more than 16: no two in one bank
+  __shared__ float parts[P * R * M][16][17]; // one more than 16: no two in one bank
   load_levels(levels);
   const int wide = Wide<T>::COUNT;
-  const i64 row = (i64)blockIdx.x * R;
-  float sum[R * M] = {};
+  int row = blockIdx.x * R;
+  int first = 0;
+  if (P == 1) {
+    for (int all; row >= (all = (group.at[first].out + R - 1) / R * R); ++first)
+      row -= all;
+  }
+  const int out = group.at[first].out;
+  float sum[P * R * M] = {};
   for (i64 c = (i64)threadIdx.x * 32; c < in; c += (i64)blockDim.x * 32) {
-    Wide<u8> words[R];
-    float scale[R];
+    Wide<u8> words[P * R];
+    float scale[P * R];
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < P * R; ++r) {
       // Rows past the last read the last one again, and are not written.
-      const i64 at = (row + r < out ? row + r : out - 1) * in + c;
-      words[r] = *(const Wide<u8> *)(packed + at / 2);
-      scale[r] = scales.of(at);
+      const int own = row + r % R;
+      const i64 at = (i64)(own < out ? own : out - 1) * in + c;
+      const Layer &w = group.at[first + r / R];
+      words[r] = *(const Wide<u8> *)(w.packed + at / 2);
+      scale[r] = w.scales.of(at);
     }
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < P * R; ++r) {
       float w[32];
 #pragma unroll
-      for (int e = 0; e < 32; ++e) 
+      for (int e = 0; e < 32; ++e)
         w[e] = levels[nibble(words[r].word[e / 8], e % 8)];
 #pragma unroll
       for (int m = 0; m < M; ++m) {
@@ -193,29 +251,37 @@ __device__ void matvec(const u8 *__restrict__ packed, Scales scales,
   // The sums of 16 threads each, then the sum of those, always in this order.
   const int t = threadIdx.x, groups = blockDim.x / 16;
 #pragma unroll
-  for (int i = 0; i < R * M; ++i) parts[i][t / 16][t % 16] = sum[i];
+  for (int i = 0; i < P * R * M; ++i) parts[i][t / 16][t % 16] = sum[i];
   __syncthreads();
-  for (int s = t; s < R * M * groups; s += blockDim.x) {
+  for (int s = t; s < P * R * M * groups; s += blockDim.x) {
     float *part = parts[s / groups][s % groups], total = 0.0f;
     for (int k = 0; k < 16; ++k) total += part[k];
     part[16] = total;
   }
   __syncthreads();
-  const int r = t / M, m = t % M;
-  if (t >= R * M || row + r >= out || m >= rows) return;
+  const int m = t % M, of = t / M / R;
+  row += t / M % R;
+  const bool mine = t < P * R * M && row < out && m < rows;
   float total = 0.0f;
-  for (int k = 0; k < groups; ++k) total += parts[t][k][16];
-  narrow(total, y[m * out + row + r]);
+  if (mine) {
+    for (int k = 0; k < groups; ++k) total += parts[t][k][16];
+    total = finish<T>(group.at[first + of], total, row, m);
+  }
+  if (P == 2) {
+    __shared__ float up[R * M];
+    if (mine && of == 1) up[t - R * M] = total;
+    __syncthreads();
+    if (mine && of == 0) total = rounded<T>(total / (1.0f + expf(-total))) * up[t];
+  }
+  if (mine && of == 0) narrow(total, ((T *)group.at[first].y)[(i64)m * out + row]);
 }
 
 #define SCALES \
   const u8 *codes, const float *absmax, const float *level, float offset, int shift
-#define MATVEC(name, T, M, R)                                                      \
+#define MATVEC(what, name, T, M, R, P)                                             \
   extern "C" __global__ void __launch_bounds__(256)                                \
-      nf4_matvec##M##_##name(const u8 *packed, SCALES, const T *x, T *y, int rows, \
-                             i64 out, i64 in) {                                    \
-    Scales scales = {codes, absmax, level, offset, shift};                         \
-    matvec<T, M, R>(packed, scales, x, y, rows, out, in);                          \
+      nf4_##what##M##_##name(Group group, const T *x, int rows, i64 in) {          \
+    matvec<T, M, R, P>(group, x, rows, in);                                        \
   }
 #define KERNELS(name, T)                                                           \
   extern "C" __global__ void __launch_bounds__(256)                                \
@@ -229,10 +295,18 @@ __device__ void matvec(const u8 *__restrict__ packed, Scales scales,
     const Matrix &one = matrices.at[blockIdx.y];                                   \
     dequantize(one.packed, one.scales, out + blockIdx.y * n, n);                   \
   }                                                                                \
-  MATVEC(name, T, 1, 4)                                                            \
-  MATVEC(name, T, 2, 2)                                                            \
-  MATVEC(name, T, 4, 1)                                                            \
-  MATVEC(name, T, 8, 1)
+  extern "C" __global__ void nf4_lower_##name(Group group, const T *x, i64 in) {   \
+    lower(group, x, in);                                                           \
+  }                                                                                \
+  MATVEC(matvec, name, T, 1, 4, 1)                                                 \
+  MATVEC(matvec, name, T, 2, 2, 1)                                                 \
+  MATVEC(matvec, name, T, 4, 1, 1)                                                 \
+  MATVEC(matvec, name, T, 8, 1, 1)
+#define SWIGLU(name, T)                                                            \
+  MATVEC(swiglu, name, T, 1, 2, 2)                                                 \
+  MATVEC(swiglu, name, T, 2, 1, 2)                                                 \
+  MATVEC(swiglu, name, T, 4, 1, 2)                                                 \
+  MATVEC(swiglu, name, T, 8, 1, 2)
 #define QUANTIZE(name, T)                                                          \
   extern "C" __global__ void __launch_bounds__(512)                                \
       nf4_quantize_##name(const T *w, u8 *packed, float *absmax, int blocksize,    \
@@ -245,3 +319,5 @@ KERNELS(bf16, bf16)
 KERNELS(f16, f16)
 QUANTIZE(f32, float)
 QUANTIZE(bf16, bf16)
+SWIGLU(f32, float)
+SWIGLU(bf16, bf16)
