@@ -108,7 +108,7 @@ def bound(c, length, checkpointing, tflops=TFLOPS, gb_s=GB_S):
 def token_bytes(c, adapter, seen):
     """What one more token has to read at batch 1: each weight that it meets, in NF4 with
     its scales; the head in bf16; the adapters in f32; and the cache of those `seen`."""
-    _, met, lora = linears(c)
+    _, met, lora, _ = linears(c)
     d, heads = c["hidden_size"], c["num_attention_heads"]
     if c["model_type"] == "deepseek_v2":
         kept = c["kv_lora_rank"] + c["qk_rope_head_dim"]

@@ -172,12 +172,8 @@ fn step(survey: &Survey, args: &Doctor, device: Device, kind: Kind) {
             side_by_side: device.is_cuda() && known(device, kind),
         };
         let need = Memory::planned(survey, &sketch);
-        let parts = [
-            "activations",
-            Memory::HIGHEST,
-            Memory::UNPACKED,
-            Memory::COMPILED,
-        ];
+        let parts =
+            ["activations", Memory::HIGHEST, Memory::UNPACKED, Memory::COMPILED];
         let above: usize = parts.iter().map(|part| need.part(part)).sum();
         let flag = format!("--gradient-checkpointing {checkpointing}");
         println!("{flag:44}{:>10}", sized(above as u64));
