@@ -22,11 +22,24 @@ impl Library {
     /// The faster one in f32 on this processor.
     pub fn fastest() -> Self {
         static FASTEST: LazyLock<Library> =
-            LazyLock::new(|| match avx512_not_intel() {
+            LazyLock::new(|| match avx512_not_intel() && Library::OneDnn.works() {
                 true => Library::OneDnn,
                 false => Library::Libtorch,
             });
         *FASTEST
+    }
+
+    /// Whether this library multiplies in f32 on this processor. libtorch hands a
+    /// product to oneDNN only where `mkldnn_bf16_device_check` of its sources holds,
+    /// which asks for AVX-512 with BW, VL and DQ, or for AVX-NE-CONVERT; a small
+    /// product is tried as well, so that a libtorch which asks for more is heard.
+    pub fn works(self) -> bool {
+        static ONEDNN: LazyLock<bool> = LazyLock::new(|| {
+            let one = Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
+            onednn_units()
+                && ffi::onednn_mm(&one, &one, &one.zeros_like(), 0.).is_ok()
+        });
+        self == Self::Libtorch || *ONEDNN
     }
 
     /// For products `x W` of the rows of `x` [.., in]. For a few rows the work is to
@@ -37,7 +50,8 @@ impl Library {
         if here && rows >= 4 { Self::fastest() } else { Self::Libtorch }
     }
 
-    /// `out = a b`, or `out += a b`; matrices of any strides. Records nothing.
+    /// `out = a b`, or `out += a b`; matrices of any strides. Records nothing. What
+    /// oneDNN refuses, whatever the reason, libtorch multiplies.
     pub fn mm(
         self,
         a: &Tensor,
@@ -45,10 +59,13 @@ impl Library {
         out: &mut Tensor,
         add: bool,
     ) -> Result<()> {
-        match (self, add) {
-            (Self::OneDnn, _) => ffi::onednn_mm(a, b, out, f32::from(add))?,
-            (Self::Libtorch, true) => drop(out.f_addmm_(a, b)?),
-            (Self::Libtorch, false) => drop(a.f_mm_out(out, b)?),
+        let beta = f32::from(add);
+        if self == Self::OneDnn && ffi::onednn_mm(a, b, out, beta).is_ok() {
+            return Ok(());
+        }
+        match add {
+            true => drop(out.f_addmm_(a, b)?),
+            false => drop(a.f_mm_out(out, b)?),
         }
         Ok(())
     }
@@ -81,6 +98,19 @@ pub fn bf16_units() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// What libtorch asks of a processor before it calls oneDNN's product.
+fn onednn_units() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let wide = is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        wide || is_x86_feature_detected!("avxneconvert")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    true
 }
 
 fn avx512_not_intel() -> bool {

@@ -64,7 +64,7 @@ pub fn finetune(args: &[String]) -> Result<()> {
 
 /// Tests that lack something append a line to a file, so that they are counted and not
 /// silently green: the file, and what is said of them.
-const SKIPPED: [(&str, &str); 3] = [
+const SKIPPED: [(&str, &str); 4] = [
     ("target/cuda-skipped.txt", "CUDA tests skipped: no CUDA device"),
     (
         "target/nvrtc-skipped.txt",
@@ -72,6 +72,10 @@ const SKIPPED: [(&str, &str); 3] = [
          fetches it",
     ),
     ("target/tokenizers-skipped.txt", "tests skipped: no real tokenizers"),
+    (
+        "target/processor-skipped.txt",
+        "tests in part or whole skipped: the processor",
+    ),
 ];
 
 /// `cargo xtask test [ARGS]`: every test of the workspace, doctests included.
