@@ -155,7 +155,6 @@ fn choose(
 mod tests {
     use super::*;
     use crate::models::DecoderConfig;
-    use crate::nn::{Rope, RopeScaling, dropout::Rates};
 
     fn model() -> Decoder {
         let config = DecoderConfig {
@@ -166,18 +165,8 @@ mod tests {
             num_attention_heads: 4,
             num_key_value_heads: 2,
             head_dim: 8,
-            rms_norm_eps: 1e-6,
-            rope: Rope { theta: 10_000., scaling: RopeScaling::Default },
             max_position_embeddings: 128,
-            tie_word_embeddings: false,
-            attention_bias: false,
-            output_bias: false,
-            qk_norm: false,
-            mlp_bias: false,
-            latent: None,
-            experts: None,
-            extra_layers: 0,
-            dropout: Rates::default(),
+            ..DecoderConfig::default()
         };
         Decoder::random(config, 5).expect("a model")
     }

@@ -121,7 +121,7 @@ impl Merge {
 
 fn merge(m: &Merge) -> Result<ExitCode> {
     let (model, out, trained) = (&m.model, &m.output_dir, Trained::of(m));
-    let linears = models::linear_names(model)?;
+    let linears = models::survey(model)?.linear_names();
     let stored = Stored::of(model)?;
     // In NF4 they are what was trained beside, in whatever blocks.
     let onto = match m.into {

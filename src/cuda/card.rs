@@ -4,6 +4,7 @@ use super::driver::{Context, Function, capability_of};
 use super::{Call, Launch, SOURCES, nvrtc, store};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::OnceLock;
 use tch::Device;
 
@@ -44,9 +45,9 @@ fn ready(index: usize) -> &'static std::result::Result<Card, String> {
         }
         let found = Card::new(index);
         if let Err(why) = &found {
-            eprintln!(
-                "CUDA device {index} works without our kernels, slower: {why}"
-            );
+            let text = "works without our kernels, slower";
+            // Not `eprintln!`, which panics if nobody reads it.
+            let _ = writeln!(std::io::stderr(), "CUDA device {index} {text}: {why}");
         }
         found
     })

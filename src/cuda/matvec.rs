@@ -132,17 +132,13 @@ impl Kernels {
         }
         let address = |t: Option<&Tensor>| t.map_or(0, |t| t.data_ptr() as u64);
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        let (codes, level, offset) = match w.scales.codes {
-            None => (None, None, 0.),
-            Some((codes, level, offset)) => (Some(codes), Some(level), offset),
-        };
-        let shift = w.scales.blocksize.trailing_zeros();
+        let [codes, absmax, level, last] = w.scales.words();
         Ok([
             address(Some(w.packed)),
-            address(codes),
-            address(Some(w.scales.absmax)),
-            address(level),
-            pair(offset.to_bits(), shift),
+            codes,
+            absmax,
+            level,
+            last,
             address(w.bias),
             a,
             b,

@@ -38,7 +38,7 @@ impl Nf4Scales<'_> {
     }
 
     /// The words of a `Scales` in `kernels/nf4.cu`.
-    fn words(&self) -> [u64; 4] {
+    pub(super) fn words(&self) -> [u64; 4] {
         let address = |t: &Tensor| t.data_ptr() as u64;
         let (codes, level, offset) = match self.codes {
             None => (0, 0, 0f32),

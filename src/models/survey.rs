@@ -77,6 +77,11 @@ impl Survey {
         })
     }
 
+    /// The names of the linears of the blocks: those that are held in 4 bits.
+    pub fn linear_names(&self) -> Vec<String> {
+        self.linears.iter().map(|(name, _)| name.clone()).collect()
+    }
+
     /// Numbers in the linears of the blocks.
     pub fn linear_parameters(&self) -> u64 {
         self.linears.iter().map(|(_, [out, input])| (out * input) as u64).sum()

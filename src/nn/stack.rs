@@ -53,10 +53,9 @@ impl<'a> Stack<'a> {
     }
 
     /// `y = W x + s B A dropout(x)`, with W, A and B of a row's expert.
-    ///
-    /// Departure from an [`Adapter`] by itself: it computes in the kind of `x`, to
-    /// which A and B are rounded, and so are `A d`, its gradient, and those of A and
-    /// B. The masks are the same.
+    /// As with an [`Adapter`] by itself, A and B are rounded to the kind of `x` and
+    /// multiply in it, and the masks are the same; s is drawn into B before it is
+    /// rounded, there into h.
     pub(super) fn forward(
         &self,
         x: &Tensor,

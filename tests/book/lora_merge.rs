@@ -6,7 +6,7 @@ use downhill::checkpoint::{Checkpoint, read_safetensors, save_safetensors};
 use downhill::lora::{
     LoraConfig, MergeReport, Named, Onto, attach, load_adapter, merge, save_adapter,
 };
-use downhill::models::{Decoder, LoadOptions, linear_names, load};
+use downhill::models::{Decoder, LoadOptions, load, survey};
 use downhill::quant::Nf4Tensor;
 use serde_json::{Value, json};
 use std::fs;
@@ -23,7 +23,7 @@ fn merged(
     out: &Path,
     onto: Onto,
 ) -> downhill::Result<MergeReport> {
-    let linears = linear_names(model)?;
+    let linears = survey(model)?.linear_names();
     merge(model, adapter, out, (&linears, onto), &mut |_| ())
 }
 
@@ -252,7 +252,8 @@ fn names_of_linears_need_no_weights() {
     for name in ["llama_mha", "llama_tied", "llama_sharded"] {
         let mut model = read(name, &F32);
         let there = model.linears_mut().into_iter().map(|(name, _)| name);
-        assert_eq!(linear_names(&path(name)).unwrap(), there.collect::<Vec<_>>());
+        let found = survey(&path(name)).unwrap().linear_names();
+        assert_eq!(found, there.collect::<Vec<_>>());
     }
 }
 
@@ -524,4 +525,20 @@ fn the_merged_model_is_compared_on_rows() {
         fs::remove_dir_all(bench.out()).unwrap();
     }
     assert!(far[0].abs() < 1e-6 && far[1] > 1e-5, "{far:?}");
+}
+
+/// The files are asked before anything is made of what `config.json` says.
+#[test]
+fn layers_that_the_files_do_not_have_are_refused_at_once() {
+    let (model, out) = (base_in(Kind::Float, "llama_gqa"), TempDir::new().unwrap());
+    let file = model.path().join("config.json");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["num_hidden_layers"] = json!(1_000_000_000);
+    fs::write(&file, config.to_string()).unwrap();
+    let out = out.path().join("out");
+    let failed = merged(model.path(), &path("lora_qv"), &out, NF4);
+    let text = failed.expect_err("a billion layers").to_string();
+    assert!(text.contains("model.layers.2."), "{text}");
+    assert!(!out.exists());
 }
