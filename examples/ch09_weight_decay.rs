@@ -22,8 +22,7 @@ struct Args {
 }
 // NOTEBOOK: end
 
-// ANCHOR: decoupled
-/// SGD with decay beside the gradient instead of in it.
+/// SGD with decay beside the gradient instead of in it; `wd` is ηλ.
 struct SgdW(Sgd);
 
 impl Rule<1> for SgdW {
@@ -38,7 +37,6 @@ impl Rule<1> for SgdW {
         self.0.update(theta, g, b, Hyper { wd: 0., ..h });
     }
 }
-// ANCHOR_END: decoupled
 
 /// Positions along noisy gradients of ½ (x − 1)².
 fn path<const N: usize>(rule: impl Rule<N>, lr: f64, wd: f64) -> Vec<f64> {

@@ -60,10 +60,12 @@ fn coupled(theta: &Tensor, g: &Tensor, wd: f64, maximize: bool) -> Tensor {
     if wd != 0. { g + wd * theta } else { g }
 }
 
-/// AMSGrad: Adam whose denominator never shrinks, `v_max ← max(v_max, v)`.
+/// AMSGrad: Adam that divides by the largest mean of squares so far,
+/// `v_max ← max(v_max, v)`.
 ///
 /// Source: Reddi, Kale & Kumar 2018, arXiv 1904.09237, Algorithm 2. Departure, as in
-/// PyTorch's `amsgrad=True`: the bias of both moments is corrected.
+/// PyTorch's `amsgrad=True`: the bias of both moments is corrected, so that the divisor
+/// can shrink while the correction fades, which it cannot in the paper.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AmsGrad(pub Adam);
 
@@ -113,6 +115,7 @@ impl Default for AdamW {
     }
 }
 
+// ANCHOR: adamw
 impl<R: Rule<N>, const N: usize> Rule<N> for AdamW<R> {
     const SLOTS: [&'static str; N] = R::SLOTS;
 
@@ -133,3 +136,4 @@ impl<R: Rule<N>, const N: usize> Rule<N> for AdamW<R> {
         self.0.update(theta, g, slots, Hyper { wd: 0., ..h });
     }
 }
+// ANCHOR_END: adamw

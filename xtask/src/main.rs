@@ -12,6 +12,7 @@ mod kernel;
 mod notebooks;
 mod nvrtc;
 mod preprocess;
+mod processors;
 mod run;
 mod selftest;
 mod setup;
@@ -67,6 +68,12 @@ const COMMANDS: &[Command] = &[
         "peers|optim|latent|gpu [ARGS]",
         "speed side by side with others",
         bench::main,
+    ),
+    Command(
+        "processors",
+        "[MODEL ...]",
+        "the command and the numeric tests on other processors, by qemu-user",
+        processors::main,
     ),
     Command(
         "gpu-bundle",
