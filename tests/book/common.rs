@@ -39,6 +39,16 @@ pub fn skipped(what: &str, why: &str) {
     writeln!(file, "{}", thread.name().unwrap_or("?")).expect("the list");
 }
 
+/// Whether libtorch computes by kernels with vectors: the processor has AVX2, and nobody
+/// switched them off by `ATEN_CPU_CAPABILITY`.
+pub fn vector_kernels() -> bool {
+    let off = std::env::var("ATEN_CPU_CAPABILITY").is_ok_and(|c| c == "default");
+    #[cfg(target_arch = "x86_64")]
+    return !off && is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return !off;
+}
+
 /// Two layers, four heads on two key-value heads.
 pub fn config() -> DecoderConfig {
     DecoderConfig {

@@ -51,9 +51,11 @@ fn compare(
             attention.forward(&x, &rows, &turns, Some(&mut cache), Mode::Eval);
         let (found, expected) = (found.unwrap(), by_hand(&x, &rows, &turns));
         // Elsewhere libtorch multiplies by a library whose last bit depends on where
-        // the factors lie: several tokens under a mask; several rows of latents.
+        // the factors lie: several tokens under a mask; latents, if there are several
+        // rows of them or its kernels are those without vectors.
         let latent = matches!(attention, Attention::Mla(_));
-        let exact = !(part > 1 && start > 0 || latent && batch > 1);
+        let anywhere = latent && (batch > 1 || !common::vector_kernels());
+        let exact = !(part > 1 && start > 0 || anywhere);
         let away = gap(&found, &expected);
         let holds = if exact { same_bits(&found, &expected) } else { away < 1e-6 };
         assert!(holds, "{batch} rows, {part} after {start}: {away:.1e} away");
