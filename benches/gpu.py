@@ -567,7 +567,7 @@ def main():
     p.add_argument("--out", help="where the JSON goes as well, as it grows; and, beside it "
                                  "with .log, all that the programs say")
     p.add_argument("--downhill", default=ROOT / "target/debug/downhill")
-    p.add_argument("--bench", default=ROOT / "target/debug/examples/bench_gpu")
+    p.add_argument("--bench", default=ROOT / "target/debug/bench_gpu")
     p.add_argument("--tests", help="the test binary")
     p.add_argument("--bounds", action="store_true", help="only compute what is possible")
     p.add_argument("--peer", help=argparse.SUPPRESS)

@@ -2,7 +2,7 @@
 
     cargo xtask bench latent
 
-Runs examples/bench_latent.rs a few times; a number is the median over the rounds.
+Runs lab/experiments/bench_latent.rs a few times; a number is the median over the rounds.
 """
 import argparse
 import json
@@ -17,7 +17,7 @@ from peers import ROOT, hardware
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--binary", default=str(ROOT / "target/debug/examples/bench_latent"))
+    p.add_argument("--binary", default=str(ROOT / "target/debug/bench_latent"))
     p.add_argument("--out", default=str(ROOT / "chapters/figures/bench_latent.json"))
     args = p.parse_args()
     result = {"hardware": hardware(), "date": time.strftime("%Y-%m-%d")}

@@ -39,7 +39,7 @@ def worker():
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--binary", default=str(ROOT / "target/debug/examples/bench_optim"))
+    p.add_argument("--binary", default=str(ROOT / "target/debug/bench_optim"))
     p.add_argument("--out", default=str(ROOT / "chapters/figures/bench_optim.json"))
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()

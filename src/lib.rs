@@ -12,11 +12,10 @@
 //! | 13, 4-bit weights | [`quant`], [`autograd`], [`cuda`] |
 //! | 14, LoRA | [`lora`] |
 //! | 15, the fine-tune | [`train`] |
-//! | all, their experiments | [`lab`] |
 //!
-//! Imports point down only: `lab` knows `train`; `train` and `generate` know `models`
-//! and `lora`, these know `nn`, and `nn` knows the ground floor, whose modules know only
-//! [`error`] and tch. `tests/book/layout.rs` enforces it.
+//! Imports point down only: `train` and `generate` know `models` and `lora`, these know
+//! `nn`, and `nn` knows the ground floor, whose modules know only [`error`] and tch.
+//! `tests/book/layout.rs` enforces it.
 
 pub mod autograd;
 pub mod checkpoint;
@@ -26,7 +25,6 @@ pub mod device;
 pub mod error;
 pub mod generate;
 pub mod hub;
-pub mod lab;
 pub mod lora;
 pub mod models;
 pub mod nn;

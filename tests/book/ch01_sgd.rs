@@ -3,9 +3,9 @@
 //! `parity_optim`.
 use crate::golden::{floats, gap, json, same_bits};
 use crate::parity_optim::run_with;
-use downhill::lab::{Words, descend};
 use downhill::optim::{Driver, Hyper, Optimizer, Param, Rule, Sgd};
 use downhill::schedule::constant;
+use downhill_lab::{Words, descend};
 use tch::{Device, Kind, Reduction, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]

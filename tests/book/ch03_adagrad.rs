@@ -3,9 +3,9 @@
 //! its properties stand beside RMSprop's in `ch04_rmsprop`.
 use crate::golden::{floats, json};
 use crate::parity_optim::run_with;
-use downhill::lab::{Make, Valley, Words, descend};
 use downhill::optim::{Adagrad, Driver, Hyper, Optimizer, Rule};
 use downhill::schedule::constant;
+use downhill_lab::{Make, Valley, Words, descend};
 use tch::{Kind, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,11 +2,11 @@
 //! mistakes would be noticed. That they are torch's is shown in `parity_optim`.
 use crate::golden::{floats, json, same_bits};
 use crate::parity_optim::run_with;
-use downhill::lab::Valley;
 use downhill::nn::dropout::normal;
 use downhill::optim::{
     Adagrad, Driver, Hyper, Optimizer, Param, RmsProp, Rule, state_bytes,
 };
+use downhill_lab::Valley;
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 

@@ -2,12 +2,12 @@
 //! That it is torch's Adam is shown in `parity_optim`.
 use crate::golden::{floats, json, same_bits};
 use crate::parity_optim::run_with;
-use downhill::lab::{Make, Report, Text, Valley, descend};
 use downhill::nn::dropout::normal;
 use downhill::optim::{
     Adam, AdamW, AmsGrad, Driver, Hyper, Optimizer, Param, Rule, Sgd, state_bytes,
 };
 use downhill::schedule::constant;
+use downhill_lab::{Make, Report, Text, Valley, descend};
 use serde_json::Value;
 use std::collections::HashMap;
 use tch::{Kind, Tensor};

@@ -1,13 +1,13 @@
 //! Chapter 6: every schedule is PyTorch's or transformers', at every step; and what
 //! must hold of pieces put together.
 use crate::golden::{gap_of, metadata, same_bits, tensors};
-use downhill::lab::{Text, train};
 use downhill::optim::{Adam, Driver};
 use downhill::schedule::{
     Phase, Schedule, cosine, cosine_restarts, cosine_to, deepseek, exponential,
     hold, inverse_sqrt, line, linear, multi_step, noam, one_cycle, polynomial, step,
     warm_restarts, warmup, wsd,
 };
+use downhill_lab::{Text, train};
 use tch::Tensor;
 
 type Boxed = Box<dyn Schedule>;

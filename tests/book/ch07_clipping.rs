@@ -1,9 +1,9 @@
 //! Chapter 7: clipping by value is torch's, adaptive clipping is timm's, and what must
 //! hold of all. (Clipping by the global norm: `parity_optim` and `optim`.)
 use crate::golden::{floats, gap_of, json};
-use downhill::lab::parallel;
 use downhill::nn::dropout::normal;
 use downhill::optim::{Param, clip_grad_adaptive, clip_grad_norm, clip_grad_value};
+use downhill_lab::parallel;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 

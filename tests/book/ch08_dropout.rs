@@ -3,10 +3,10 @@ use crate::common::{config, ids};
 use crate::golden::{gap, same_bits, tensors};
 use crate::parity_llama::{F32, read};
 use downhill::autograd::{checkpoint, gradcheck};
-use downhill::lab::Text;
 use downhill::models::{Decoder, read_config};
 use downhill::nn::Mode;
 use downhill::nn::dropout::{Rates, dropout};
+use downhill_lab::Text;
 use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor, no_grad};
 

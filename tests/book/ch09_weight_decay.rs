@@ -3,11 +3,11 @@
 //! that decays beside one that does not.
 use crate::golden::{floats, json};
 use crate::parity_optim::run_with;
-use downhill::lab::Text;
 use downhill::models::FtTransformer;
 use downhill::optim::{
     Adagrad, Adam, AdamW, Driver, Hyper, Optimizer, Param, RmsProp, Rule, Sgd,
 };
+use downhill_lab::Text;
 use tch::Tensor;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

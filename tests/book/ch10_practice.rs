@@ -3,11 +3,9 @@ use crate::common::refused;
 use crate::golden::{floats, gap, gap_of, json, metadata, same_bits, tensors};
 use downhill::Result;
 use downhill::data::{Column, Encoder, Scale, Table};
-use downhill::lab::tables::{
-    Augment, Model, Setting, Task, fit, loss, parts, split,
-};
 use downhill::models::{FtConfig, FtTransformer, Weights};
 use downhill::nn::Mode;
+use downhill_lab::tables::{Augment, Model, Setting, Task, fit, loss, parts, split};
 use serde_json::Value;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};

@@ -1,11 +1,11 @@
 //! Chapter 11: what the page compares. (Tokenizers, templates, errors and files larger
 //! than memory: `data`.)
 use downhill::data::{Batch, Dataset, Example, IGNORED, RowEncoder, Tokenizer};
-use downhill::lab::batches::{
+use downhill_lab::batches::{
     Choice, batches, compare, padding, picture, run_together,
 };
-use downhill::lab::rows::{BAD, marked, mask_by_id, passages, scratch, tiny};
-use downhill::lab::{Recorded, Shipped};
+use downhill_lab::rows::{BAD, marked, mask_by_id, passages, scratch, tiny};
+use downhill_lab::{Recorded, Shipped};
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir("examples/data/tiny").unwrap()

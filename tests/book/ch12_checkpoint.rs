@@ -1,12 +1,12 @@
 //! Chapter 12: what its page and its laboratory rest on.
 use super::golden::gap;
 use downhill::generate::{Sampling, generate};
-use downhill::lab::faults::{of_deepseek, of_llama};
-use downhill::lab::published::{cached, shape_of};
-use downhill::lab::router::{choices, counts, information, kind_of, load, shuffled};
-use downhill::lab::small::{Small, losses, scores};
-use downhill::lab::writing::{beam, fresh, without_cache};
 use downhill::nn::{Rope, RopeScaling, dropout::normal};
+use downhill_lab::faults::{of_deepseek, of_llama};
+use downhill_lab::published::{cached, shape_of};
+use downhill_lab::router::{choices, counts, information, kind_of, load, shuffled};
+use downhill_lab::small::{Small, losses, scores};
+use downhill_lab::writing::{beam, fresh, without_cache};
 use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 

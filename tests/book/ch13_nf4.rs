@@ -1,14 +1,14 @@
 //! Chapter 13: where the levels come from, what is best and how far NF4 is from it, and
 //! what goes wrong. (Bytes beside bitsandbytes': `parity_nf4` and `quant`; that no
 //! dequantized weight outlives its use: `memory`.)
-use downhill::lab::Shipped;
-use downhill::lab::codes::{
-    Code, bits, by, error, normal_float, outliers, placed, relative_error, scaled,
-};
-use downhill::lab::normality::{against_normal, excess_kurtosis, jarque_bera};
 use downhill::nn::dropout::{normal, uniform};
 use downhill::nn::{Linear, Mode, Weight};
 use downhill::quant::{Nf4Tensor, nf4};
+use downhill_lab::Shipped;
+use downhill_lab::codes::{
+    Code, bits, by, error, normal_float, outliers, placed, relative_error, scaled,
+};
+use downhill_lab::normality::{against_normal, excess_kurtosis, jarque_bera};
 use tch::{Kind, Tensor};
 
 const OFFSET: f64 = 1. - (1. / 32. + 1. / 30.) / 2.;

@@ -2,11 +2,11 @@
 //! the first step. (The adapter itself: `lora`; its kinds beside PEFT's: `lora_kinds`;
 //! merging: `lora_merge`.)
 use downhill::data::{Dataset, Tokenizer};
-use downhill::lab::dates::{Arm, Dates, Tuning, compare, loss};
 use downhill::lora::{self, LoraConfig, Modules};
 use downhill::models::{LoadOptions, Survey, load, published, survey};
 use downhill::nn::Weight;
 use downhill::train::{exact_match, predict};
+use downhill_lab::dates::{Arm, Dates, Tuning, compare, loss};
 use std::fs;
 use tch::{Device, Kind, Tensor};
 

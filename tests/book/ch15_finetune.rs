@@ -4,14 +4,14 @@
 use crate::golden::json;
 use downhill::checkpoint::PromptFrees;
 use downhill::data::{Batch, Example, Labels};
-use downhill::lab::tune::{
-    ROWS, Recipe, adapters, gradients, halves, micro_steps, random, train,
-};
-use downhill::lab::{Shipped, peak, shipped};
 use downhill::models::{DecoderConfig, Survey, published, read_config};
 use downhill::nn::Mode;
 use downhill::optim::Optimizer;
 use downhill::train::{Memory, Sketch, batch_loss};
+use downhill_lab::tune::{
+    ROWS, Recipe, adapters, gradients, halves, micro_steps, random, train,
+};
+use downhill_lab::{Shipped, peak, shipped};
 use std::path::Path;
 use std::process::Command;
 use tch::{Kind, Tensor};

@@ -28,23 +28,6 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("generate", &["models", "nn", "data", "lora", "device"]),
-    // The chapters' comparisons, chapter 15's with parts of `train`: nothing stands on
-    // it.
-    (
-        "lab",
-        &[
-            "models",
-            "nn",
-            "optim",
-            "schedule",
-            "plot",
-            "checkpoint",
-            "data",
-            "lora",
-            "train",
-            "quant",
-        ],
-    ),
     ("models", &["nn", "quant", "checkpoint", "autograd"]),
     ("lora", &["nn", "checkpoint", "quant"]), // a merge reports what 4 bits change
     ("nn", &["quant", "autograd", "cuda"]),
@@ -185,7 +168,7 @@ fn wrong_imports(root: &Path) -> Vec<String> {
 }
 
 fn long_files(root: &Path) -> Vec<String> {
-    let dirs = ["src", "examples", "tests", "xtask"];
+    let dirs = ["src", "lab", "examples", "tests", "xtask"];
     let all = dirs.iter().flat_map(|d| files(root, d, "rs"));
     let lines = all.map(|p| (read(root, &p).lines().count(), p));
     lines
@@ -225,7 +208,7 @@ fn incomplete_chapters(root: &Path) -> Vec<String> {
     let modules = read(root, Path::new("tests/book/main.rs"));
     for slug in slugs(root) {
         for part in [
-            format!("examples/{slug}.rs"),
+            format!("lab/experiments/{slug}.rs"),
             format!("tests/book/{slug}.rs"),
             format!("chapters/figures/{slug}.svg"),
             format!("chapters/figures/{slug}.json"),
@@ -313,7 +296,7 @@ fn small_tree() -> tempfile::TempDir {
     put("chapters/figures/ch05_adam.svg", "");
     put("chapters/figures/ch05_adam.json", "");
     put("chapters/notebooks/ch05_adam.ipynb", "");
-    put("examples/ch05_adam.rs", "");
+    put("lab/experiments/ch05_adam.rs", "");
     put("tests/book/ch05_adam.rs", "");
     put("tests/book/main.rs", "mod ch05_adam;\n");
     dir
@@ -362,6 +345,7 @@ fn each_rule_finds_its_fault() {
         ("imports", "src/data/a.rs", "use crate::plot as p;", "data imports plot"),
         ("imports", "src/magic.rs", "", "`magic` is on no floor"),
         ("length", "src/nn/long.rs", &long, "401 lines"),
+        ("length", "lab/src/long.rs", &long, "401 lines"),
         ("length", "examples/long.rs", &long, "401 lines"),
         ("unsafe", "src/nn/a.rs", "fn f() { unsafe { g() } }", "src/nn/a.rs"),
         ("unsafe", "src/data/a.rs", "#![allow(unsafe_code)]", "src/data/a.rs"),
@@ -371,7 +355,7 @@ fn each_rule_finds_its_fault() {
             "chapters",
             "chapters/ch06_schedules.md",
             "",
-            "no examples/ch06_schedules.rs",
+            "no lab/experiments/ch06_schedules.rs",
         ),
         ("includes", "chapters/a.md", "{{#include ../src/none.rs}}", "no file"),
         (
@@ -396,7 +380,7 @@ fn each_rule_finds_its_fault() {
         assert!(found.contains(expected), "{name}, {path}: found only `{found}`");
     }
     for part in [
-        "examples/ch05_adam.rs",
+        "lab/experiments/ch05_adam.rs",
         "tests/book/ch05_adam.rs",
         "chapters/figures/ch05_adam.svg",
         "chapters/figures/ch05_adam.json",

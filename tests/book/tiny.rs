@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, no_grad};
 
 #[allow(dead_code)] // its `main`
-#[path = "../../examples/make_tiny/main.rs"]
+#[path = "../../lab/make_tiny/main.rs"]
 mod make_tiny;
 
 fn data(name: &str) -> PathBuf {
@@ -61,7 +61,10 @@ fn rows_and_tokenizer_are_those_that_the_program_makes() {
     ] {
         let made = std::fs::read(made.path().join(file)).expect(file);
         let kept = std::fs::read(data(file)).expect(file);
-        assert!(made == kept, "{file} differs: run `cargo run --example make_tiny`");
+        assert!(
+            made == kept,
+            "{file} differs: run `cargo run -p downhill-lab --bin make_tiny`"
+        );
     }
 }
 

@@ -3,10 +3,10 @@
 
 use super::{refused, starter};
 use downhill::autograd;
-use downhill::lab::codes::relative_error;
 use downhill::nn::dropout::normal;
 use downhill::quant::Nf4Tensor;
 use downhill::quant::nf4::{CODE, THRESHOLDS};
+use downhill_lab::codes::relative_error;
 use tch::{Kind, Tensor};
 
 // ANCHOR: ex1_starter

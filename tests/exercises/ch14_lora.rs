@@ -2,9 +2,9 @@
 #![allow(unused_variables)] // of the starters
 
 use super::{refused, starter};
-use downhill::lab::codes::relative_error;
 use downhill::nn::dropout::normal;
 use downhill::nn::{Adapter, Linear, Mode};
+use downhill_lab::codes::relative_error;
 use tch::{Kind, Tensor};
 
 fn draw(rows: i64, columns: i64, seed: u64) -> Tensor {

@@ -17,9 +17,11 @@ const PEERS: &[&str] = &[
 /// `cargo xtask bench peers|optim|latent|gpu [ARGS]`; the arguments go to the script.
 pub fn main(args: &[String]) -> Result<()> {
     match args.first().map(String::as_str) {
-        Some("peers") => run("benches/peers.py", ["--bin", "downhill"], &args[1..]),
+        Some("peers") => {
+            run("benches/peers.py", &["build", "--bin", "downhill"], &args[1..])
+        }
         Some("optim") => {
-            run("benches/optim.py", ["--example", "bench_optim"], &args[1..])
+            run("benches/optim.py", &bundle::experiment("bench_optim"), &args[1..])
         }
         Some("latent") => latent(&args[1..]),
         Some("gpu") => gpu(&args[1..]),
@@ -45,7 +47,7 @@ fn gpu(args: &[String]) -> Result<()> {
             Ok([PathBuf::from(name), bundle::build(build)?])
         };
         script.args(flag("--downhill", &["build", "--bin", "downhill"])?);
-        script.args(flag("--bench", &["build", "--example", "bench_gpu"])?);
+        script.args(flag("--bench", &bundle::experiment("bench_gpu"))?);
         script.args(flag("--tests", &["test", "--test", "book", "--no-run"])?);
     }
     sh::become_program(script.args(args))
@@ -54,13 +56,13 @@ fn gpu(args: &[String]) -> Result<()> {
 /// No peers: the script needs a Python and nothing else.
 fn latent(args: &[String]) -> Result<()> {
     setup::ensure()?;
-    sh::check(&mut sh::cargo(["build", "--example", "bench_latent"]))?;
+    sh::check(&mut sh::cargo(bundle::experiment("bench_latent")))?;
     println!("Measure on an idle machine.");
     let python = sh::which(&["python3"]).context("no python3")?;
     sh::become_program(sh::command(python).arg("benches/latent.py").args(args))
 }
 
-fn run(script: &str, ours: [&str; 2], args: &[String]) -> Result<()> {
+fn run(script: &str, build: &[&str], args: &[String]) -> Result<()> {
     setup::ensure()?;
     let python = match std::env::var_os("DOWNHILL_PEERS_PYTHON") {
         Some(python) => PathBuf::from(python),
@@ -72,7 +74,7 @@ fn run(script: &str, ours: [&str; 2], args: &[String]) -> Result<()> {
             tools::venv("peers", PEERS)?
         }
     };
-    sh::check(&mut sh::cargo(["build", ours[0], ours[1]]))?;
+    sh::check(&mut sh::cargo(build.iter().copied()))?;
     println!("Measure on an idle machine: another busy process slows both sides.");
     sh::become_program(sh::command(python).arg(script).args(args))
 }

@@ -67,7 +67,7 @@ fn make(folder: &Path, wheels: Option<&Path>) -> Result<()> {
     fs::create_dir_all(&bin)?;
     let programs = [
         (build(&["build", "--bin", "downhill"])?, "downhill"),
-        (build(&["build", "--example", "bench_gpu"])?, "bench_gpu"),
+        (build(&experiment("bench_gpu"))?, "bench_gpu"),
         (build(&["test", "--test", "book", "--no-run"])?, "book"),
     ];
     for (from, name) in programs {
@@ -119,6 +119,11 @@ fn unpack(wheels: &Path, site: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What builds a program of `lab/`.
+pub fn experiment(name: &str) -> [&str; 5] {
+    ["build", "-p", "downhill-lab", "--bin", name]
 }
 
 /// Builds with cargo; the program that it names.

@@ -57,7 +57,7 @@ pub fn sources(root: &Path) -> Result<Vec<Fault>> {
             }
         }
     }
-    for folder in ["src", "examples", "tests", "benches"] {
+    for folder in ["src", "lab", "examples", "tests", "benches"] {
         for file in sh::files(&root.join(folder), ".rs") {
             for anchor in sources::anchors(&sh::read(&file)?) {
                 if !used.contains(&(file.clone(), anchor.name.clone())) {

@@ -1,7 +1,7 @@
-//! `cargo xtask figures`: runs the chapters' programs, which write the figures and the
-//! numbers that the pages show; `--check` runs them again and compares.
+//! `cargo xtask figures`: runs the chapters' experiments, which write the figures and
+//! the numbers that the pages show; `--check` runs them again and compares.
 
-use crate::{notebooks, setup, sh};
+use crate::{bundle, notebooks, setup, sh};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -42,13 +42,13 @@ pub fn main(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs `examples/<slug>.rs --out FOLDER` and adds the measured cost to its numbers.
+/// Runs `lab/experiments/<slug>.rs --out FOLDER` and adds the measured cost to its numbers.
 fn produce(slug: &str, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
-    sh::check(&mut sh::cargo(["build", "--example", slug]))?;
+    sh::check(&mut sh::cargo(bundle::experiment(slug)))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let target = sh::root().join(target.unwrap_or("target".into()));
-    let program = target.join("debug/examples").join(slug);
+    let program = target.join("debug").join(slug);
     println!("running {slug}");
     let began = Instant::now();
     let mut command = sh::command(&program);

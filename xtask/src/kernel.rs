@@ -109,7 +109,10 @@ fn built_from(root: &Path, rustc: &str) -> Result<String> {
     let command = [src.join("main.rs"), src.join("cli")];
     let mut files = sh::files(&src, "");
     files.retain(|f| !command.iter().any(|c| f.starts_with(c)));
-    files.extend(["Cargo.toml", "Cargo.lock", "build.rs"].map(|f| root.join(f)));
+    files.extend(sh::files(&root.join("lab/src"), ""));
+    let packages =
+        ["Cargo.toml", "Cargo.lock", "build.rs", "lab/Cargo.toml", "lab/build.rs"];
+    files.extend(packages.map(|f| root.join(f)));
     for file in files {
         let text = std::fs::read(&file)
             .with_context(|| format!("cannot read {}", sh::shown(&file)))?;

@@ -60,7 +60,7 @@ const COMMANDS: &[Command] = &[
     Command(
         "figures",
         "[--check] [SLUG]",
-        "run the programs and write, or compare, their figures and numbers",
+        "run the experiments and write, or compare, their figures and numbers",
         figures::main,
     ),
     Command(

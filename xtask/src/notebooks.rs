@@ -58,17 +58,20 @@ fn check() -> Result<()> {
     Ok(())
 }
 
-/// The chapters that have both a page and a program. Having none is an error: a check
+/// The chapters that have both a page and an experiment. Having none is an error: a check
 /// of nothing would pass.
 pub fn chapters() -> Result<Vec<String>> {
     let pages = sh::files(&sh::root().join("chapters"), ".md");
     let slugs =
         pages.iter().filter_map(|p| Some(p.file_stem()?.to_str()?.to_string()));
-    let program = |s: &String| sh::root().join(format!("examples/{s}.rs")).is_file();
+    let experiments = sh::root().join("lab/experiments");
+    let program = |s: &String| experiments.join(format!("{s}.rs")).is_file();
     let all: Vec<_> =
         slugs.filter(|s| s.starts_with("ch")).filter(program).collect();
     if all.is_empty() {
-        bail!("no chapter has both chapters/<slug>.md and examples/<slug>.rs");
+        bail!(
+            "no chapter has both chapters/<slug>.md and lab/experiments/<slug>.rs"
+        );
     }
     Ok(all)
 }
@@ -85,7 +88,7 @@ fn existing(slug: &str) -> Result<Vec<PathBuf>> {
 fn notebook(slug: &str) -> Result<String> {
     let page_name = format!("chapters/{slug}.md");
     let page = sh::read(&sh::root().join(&page_name))?;
-    let program = format!("examples/{slug}.rs");
+    let program = format!("lab/experiments/{slug}.rs");
     let code = cells::cut(&sh::read(&sh::root().join(&program))?)
         .context(program.clone())?;
     let title = page.lines().find_map(|l| l.strip_prefix("# ")).unwrap_or(slug);
@@ -127,7 +130,10 @@ fn notebook(slug: &str) -> Result<String> {
 /// The same lines in every notebook: evcxr then builds once for all of them.
 pub fn dependencies() -> Result<String> {
     let manifest: toml::Table = sh::read(&sh::root().join("Cargo.toml"))?.parse()?;
-    let mut lines = String::from(":dep downhill = { path = \"../..\" }");
+    let mut lines = String::from(
+        ":dep downhill = { path = \"../..\" }\n\
+         :dep downhill-lab = { path = \"../../lab\" }",
+    );
     for name in ["anyhow", "tch"] {
         let version = manifest["dependencies"][name].as_str();
         let version =

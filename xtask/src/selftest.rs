@@ -93,7 +93,7 @@ pub fn run(root: &Path) -> Result<()> {
 /// A clean copy of what the book is made of, with a figure and numbers to refer to.
 fn fresh(root: &Path, copy: &Path) -> Result<()> {
     std::fs::remove_dir_all(copy).ok();
-    for part in ["book", "chapters", "src", "tests", "benches"] {
+    for part in ["book", "chapters", "src", "lab", "tests", "benches"] {
         sh::copy_tree(&root.join(part), &copy.join(part))?;
     }
     for file in sh::files(&root.join("examples"), ".rs") {
