@@ -65,17 +65,18 @@ impl Dataset {
         (max_length, vocab_size).hash(&mut about);
         (completion_only_loss, assistant_only_loss).hash(&mut about);
         if let Some(dir) = tokenizer.as_ref().and_then(Tokenizer::folder) {
-            hash_folder(dir, &mut about)?;
+            hash_folder(dir, &mut about);
         }
         Ok(about)
     }
 }
 
-/// The files of a folder that may have a say in what a tokenizer and its template do.
-fn hash_folder(dir: &Path, into: &mut DefaultHasher) -> io::Result<()> {
+/// The files of a folder that may have a say in what a tokenizer and its template do,
+/// as far as they are there.
+fn hash_folder(dir: &Path, into: &mut DefaultHasher) {
     let mut paths = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
         let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         if ["json", "jinja", "txt", "model"].contains(&kind) && path.is_file() {
             paths.push(path);
@@ -84,7 +85,6 @@ fn hash_folder(dir: &Path, into: &mut DefaultHasher) -> io::Result<()> {
     paths.sort();
     for path in paths {
         path.file_name().hash(into);
-        files::read(&path)?.hash(into);
+        files::read(&path).unwrap_or_default().hash(into);
     }
-    Ok(())
 }

@@ -12,8 +12,9 @@ pub(super) struct Ends {
     byte: u8,
 }
 
-/// Bytes in a row at most: a file that is no text may have no line end.
-pub(super) const LONGEST: u64 = 64 << 20;
+/// Bytes in a row at most: a file that is no text may have no line end, and to tokenize
+/// a text takes some 150 times its bytes of memory.
+pub(super) const LONGEST: u64 = 8 << 20;
 
 /// Where in a cell a byte stands.
 #[derive(Clone, Copy, PartialEq)]

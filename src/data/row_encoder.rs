@@ -83,6 +83,11 @@ impl RowEncoder {
         let cut = ids.len() > self.max_length;
         ids.truncate(self.max_length);
         labels.truncate(self.max_length);
+        if cut {
+            // The room of what was cut would stay taken.
+            ids.shrink_to_fit();
+            labels.shrink_to_fit();
+        }
         Ok(Encoded { kind, example: Example { ids, labels, line }, asked, cut })
     }
 

@@ -53,7 +53,10 @@ impl Source {
             return Err(Error::file(path, what));
         }
         if let Some(what) = files::utf16(head) {
-            let what = format!("byte 1 is not UTF-8: the file is {what}");
+            let what = match head[0] {
+                0xfe | 0xff => format!("byte 1 is not UTF-8: the file is {what}"),
+                _ => format!("a NUL byte: the file is {what}"),
+            };
             return Err(Error::row(path, 1, what));
         }
         let page = |start: &str| {
@@ -89,6 +92,11 @@ impl Source {
         let wrong = |what| Error::row(&self.path, header.line, what);
         let names = cells(self.format.ends, &header.bytes).map_err(wrong)?;
         let names: Vec<String> = names.iter().map(|n| n.trim().into()).collect();
+        if names.iter().take(1).any(|n| n.starts_with("sep=")) {
+            let what = "a hint for Excel, not a header; delete this line, and save \
+                        the file with commas between columns";
+            return Err(wrong(what.into()));
+        }
         if let [all] = &names[..]
             && let Some(sign) = all.chars().find(|c| matches!(c, ';' | '\t' | '|'))
         {
@@ -97,11 +105,6 @@ impl Source {
                  between columns: save the file with them"
             );
             return Err(wrong(what));
-        }
-        if names.iter().take(1).any(|n| n.starts_with("sep=")) {
-            let what = "a hint for Excel, not a header; delete this line, and save \
-                        the file with commas between columns";
-            return Err(wrong(what.into()));
         }
         match twice(&names) {
             Some(name) => {
