@@ -14,8 +14,8 @@
 //! | 15, the fine-tune | [`train`] |
 //!
 //! Imports point down only: `train` and `generate` know `models` and `lora`, these know
-//! `nn`, and `nn` knows the ground floor, whose modules know only [`error`] and tch.
-//! `tests/book/layout.rs` enforces it.
+//! `nn`, and `nn` knows the ground floor, whose modules know only [`error`], [`files`]
+//! and tch. `tests/book/layout.rs` enforces it.
 
 pub mod autograd;
 pub mod checkpoint;
@@ -23,6 +23,7 @@ pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod hub;
 pub mod lora;
