@@ -16,8 +16,8 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
+        let len = super::regular::length(path)?;
         let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if len < 8 {
             let what = format!(
                 "{len} bytes long, which is no safetensors file (the first 8 bytes \
@@ -54,6 +54,17 @@ impl MappedFile {
 
     pub(super) fn shape(&self, name: &str) -> Result<Vec<i64>> {
         Ok(self.info(name)?.shape.iter().map(|&n| n as i64).collect())
+    }
+
+    /// Whether two tensors are the same numbers in the same kind.
+    pub(super) fn same(&self, name: &str, other: (&Self, &str)) -> Result<bool> {
+        let (a, b) = (self.info(name)?, other.0.info(other.1)?);
+        let same = a.dtype == b.dtype
+            && a.shape == b.shape
+            && self.raw(name)? == other.0.raw(other.1)?;
+        self.forget(name)?;
+        other.0.forget(other.1)?;
+        Ok(same)
     }
 
     /// All that stands before the data.

@@ -7,12 +7,14 @@
 pub mod atomic;
 mod fp8;
 mod mmap;
+mod regular;
 mod rewrite;
 mod shards;
 mod stream;
 mod write;
 
 pub use mmap::PromptFrees;
+pub use regular::{CONFIG, read_small};
 pub use rewrite::Hashes;
 pub use shards::Checkpoint;
 pub use stream::Writer;
