@@ -1,6 +1,7 @@
 //! The user's files, opened so that nothing waits for ever, and nothing that is no text
 //! is taken for text. What is wrong is told as the operating system tells it, so that a
 //! caller adds the path.
+use crate::{Error, Result};
 use std::fs::{self, File, FileType};
 use std::io::{self, Read};
 use std::path::Path;
@@ -51,6 +52,32 @@ pub fn text(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         bytes.drain(..BOM.len());
     }
     Ok(bytes)
+}
+
+/// The longest `config.json` or `adapter_config.json` that is read, in bytes.
+pub const CONFIG: u64 = 4 << 20;
+
+/// The longest index of shards that is read, in bytes: DeepSeek-V3's has 9 MB.
+pub const INDEX: u64 = 64 << 20;
+
+/// The bytes of a description such as `config.json`, which has `limit` bytes at most:
+/// one without end would fill the memory.
+///
+/// # Errors
+/// As [`text`]; a longer file.
+pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = open(path).map_err(|e| Error::io(path, e))?;
+    let long = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    if long > limit {
+        let what = format!(
+            "{} MiB long, and a file of this name has {} at most; is it another file, \
+             or damaged?",
+            long >> 20,
+            limit >> 20
+        );
+        return Err(Error::file(path, what));
+    }
+    text(path).map_err(|e| Error::io(path, e))
 }
 
 /// As [`text`], checked to be UTF-8.

@@ -7,6 +7,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::env;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where to look, and whether to ask the network.
@@ -24,26 +25,40 @@ pub struct Hub {
 
 impl Hub {
     /// As huggingface_hub reads the environment: `HF_HUB_CACHE`, or `hub` in `HF_HOME`,
-    /// or in `huggingface` in `XDG_CACHE_HOME` or `~/.cache`; `HF_HUB_OFFLINE`,
-    /// `HF_ENDPOINT`, `HF_TOKEN`.
+    /// or in `huggingface` in `XDG_CACHE_HOME` or `~/.cache`, where `~` and `$NAME` mean
+    /// what they mean to a shell; `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`.
     pub fn from_env() -> Self {
-        let var = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
-        let path = |name: &str| var(name).map(PathBuf::from);
-        let home = || path("HOME").unwrap_or_default();
-        let caches =
-            || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
+        Self::from(&|name| env::var(name).ok())
+    }
+
+    /// As [`Hub::from_env`], with other variables than the process has.
+    pub fn from(var: &dyn Fn(&str) -> Option<String>) -> Self {
+        let var = |name: &str| var(name).filter(|text| !text.is_empty());
+        let expand = |text: String| PathBuf::from(expanded(&text, &var));
+        let caches = || var("XDG_CACHE_HOME").unwrap_or_else(|| "~/.cache".into());
+        let hf_home = var("HF_HOME");
         let hf_home =
-            || path("HF_HOME").unwrap_or_else(|| caches().join("huggingface"));
-        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+            || hf_home.unwrap_or_else(|| format!("{}/huggingface", caches()));
+        let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE"));
         let on = |name| {
             let value = var(name).unwrap_or_default().to_uppercase();
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
+        let written = || {
+            let path = var("HF_TOKEN_PATH").map(expand)?;
+            fs::read_to_string(path).ok()
+        };
+        let token = var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN"));
+        let token = token.or_else(written).map(|token| token.trim().to_string());
+        let endpoint = var("HF_ENDPOINT");
         Self {
-            cache: cache.unwrap_or_else(|| hf_home().join("hub")),
+            cache: match cache {
+                Some(cache) => expand(cache),
+                None => expand(hf_home()).join("hub"),
+            },
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
-            endpoint: var("HF_ENDPOINT"),
-            token: var("HF_TOKEN"),
+            endpoint: endpoint.map(|url| url.trim_end_matches('/').to_string()),
+            token: token.filter(|token| !token.is_empty()),
         }
     }
 
@@ -59,14 +74,19 @@ impl Hub {
         model: &Path,
         say: &mut dyn FnMut(&str),
     ) -> Result<PathBuf> {
-        if model.is_dir() {
-            return Ok(model.into());
+        if let Some(dir) = local(model)? {
+            return Ok(dir);
         }
         let text = model.to_string_lossy();
         let Some(id) = Id::parse(&text) else {
             let what = "no such folder, and no name on the hub (owner/name) either";
             return Err(wrong(format!("`{text}`: {what}")));
         };
+        if self.cache.to_string_lossy().starts_with('~') {
+            let what = "in HF_HOME, HF_HUB_CACHE or XDG_CACHE_HOME: `~` with the name \
+                        of nobody here, or without HOME; write the path out";
+            return Err(Error::file(&self.cache, what));
+        }
         let lacks = match self.cached(&id) {
             Ok(dir) => return Ok(dir),
             Err(lacks) => lacks,
@@ -115,7 +135,7 @@ impl Hub {
         if dir.join("model.safetensors").is_file() {
             return Ok(dir);
         }
-        let Ok(text) = crate::files::text(&index) else {
+        let Some(text) = small(&index) else {
             return lacks("model.safetensors");
         };
         let index: serde_json::Value =
@@ -166,6 +186,95 @@ impl Hub {
         }
         Ok(())
     }
+}
+
+/// The bytes of a file that is no pipe and not without end.
+fn small(path: &Path) -> Option<Vec<u8>> {
+    crate::files::read_small(path, crate::files::INDEX).ok()
+}
+
+/// The folder that `model` is or means, if there is such a path.
+///
+/// # Errors
+/// A file; an adapter's folder: say what to give.
+fn local(model: &Path) -> Result<Option<PathBuf>> {
+    if model.is_file() {
+        let up = model.parent().filter(|up| !up.as_os_str().is_empty());
+        let up = up.unwrap_or(Path::new("."));
+        let name = model.file_name().unwrap_or_default().to_string_lossy();
+        if name == "config.json" || name.starts_with("model.safetensors") {
+            return Ok(Some(up.into()));
+        }
+        let what = format!("`{}` is a file; give a folder", model.display());
+        return Err(wrong(what));
+    }
+    let adapter = model.join("adapter_config.json");
+    let weights = ["model.safetensors", "model.safetensors.index.json"];
+    if adapter.is_file() && !weights.iter().any(|name| model.join(name).exists()) {
+        let text = small(&adapter).unwrap_or_default();
+        let config: serde_json::Value =
+            serde_json::from_slice(&text).unwrap_or_default();
+        let base = config["base_model_name_or_path"].as_str();
+        let base = base.filter(|b| !b.is_empty()).unwrap_or("its base model");
+        return Err(wrong(format!(
+            "`{0}` is an adapter; give it as --adapter {0} (finetune: --init-adapter), \
+             and its base as --model: {base}",
+            model.display()
+        )));
+    }
+    Ok(model.is_dir().then(|| model.into()))
+}
+
+/// `text` with `~`, `~user`, `$NAME` and `${NAME}` replaced, as Python's `expanduser`
+/// and then `expandvars` do: what is not known stays.
+fn expanded(text: &str, var: &dyn Fn(&str) -> Option<String>) -> String {
+    let (user, rest) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let home = match user.strip_prefix('~') {
+        None => None,
+        Some("") => var("HOME").or_else(|| home_of(None)),
+        Some(name) => home_of(Some(name)),
+    };
+    let text = match home {
+        Some(home) => format!("{}{rest}", home.trim_end_matches('/')),
+        None => text.to_string(),
+    };
+    let (mut out, mut rest) = (String::new(), text.as_str());
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+        let (name, length) = match after.strip_prefix('{') {
+            Some(inner) => match inner.find('}') {
+                Some(end) => (&inner[..end], end + 2),
+                None => ("", 0),
+            },
+            None => {
+                let end = after.find(word).unwrap_or(after.len());
+                (&after[..end], end)
+            }
+        };
+        match var(name).filter(|_| !name.is_empty()) {
+            Some(value) => out.push_str(&value),
+            None => {
+                out.push('$');
+                out.push_str(&after[..length]);
+            }
+        }
+        rest = &after[length..];
+    }
+    out + rest
+}
+
+/// The home folder of a user whom `/etc/passwd` lists, by name or by number.
+fn home_of(name: Option<&str>) -> Option<String> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let own = fs::metadata("/proc/self").ok().map(|about| about.uid().to_string());
+    let mut lines = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let line = lines.find(|line| match name {
+        Some(name) => line.first() == Some(&name),
+        None => line.get(2).copied() == own.as_deref(),
+    })?;
+    line.get(5).map(|home| home.to_string())
 }
 
 /// How others should call the checkpoint in `dir`: by its name on the hub if it lies in
@@ -220,7 +329,8 @@ impl Id {
                 && !part.starts_with(['.', '-'])
                 && !part.contains("..")
         };
-        let whole = plain(owner) && plain(model) && plain(revision);
+        // `refs/pr/1`, or a branch with slashes.
+        let whole = plain(owner) && plain(model) && revision.split('/').all(plain);
         whole.then(|| Self { name: name.into(), revision: revision.into() })
     }
 

@@ -56,6 +56,17 @@ impl MappedFile {
         Ok(self.info(name)?.shape.iter().map(|&n| n as i64).collect())
     }
 
+    /// Whether two tensors are the same numbers in the same kind.
+    pub(super) fn same(&self, name: &str, other: (&Self, &str)) -> Result<bool> {
+        let (a, b) = (self.info(name)?, other.0.info(other.1)?);
+        let same = a.dtype == b.dtype
+            && a.shape == b.shape
+            && self.raw(name)? == other.0.raw(other.1)?;
+        self.forget(name)?;
+        other.0.forget(other.1)?;
+        Ok(same)
+    }
+
     /// All that stands before the data.
     pub(super) fn head(&self) -> &[u8] {
         &self.map[..self.data_start]

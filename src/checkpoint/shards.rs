@@ -1,6 +1,7 @@
 //! A checkpoint folder: one safetensors file, or several by an index.
 use super::kind_of;
 use super::mmap::MappedFile;
+use crate::files::{INDEX as LONGEST, read_small};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +59,12 @@ impl Checkpoint {
         if dir.join(INDEX).exists() {
             return Self::open_sharded(dir);
         }
+        for name in [SINGLE, INDEX] {
+            if dir.join(name).is_symlink() {
+                let what = "a link to nothing; fetch the file that it names again";
+                return Err(Error::file(dir.join(name), what));
+            }
+        }
         let pickled = std::fs::read_dir(dir)
             .map_err(|e| Error::io(dir, e))?
             .flatten()
@@ -78,7 +85,7 @@ impl Checkpoint {
 
     fn open_sharded(dir: &Path) -> Result<Self> {
         let path = dir.join(INDEX);
-        let text = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
+        let text = read_small(&path, LONGEST)?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| {
             let what = format!(
                 "not a checkpoint index: {e}; expected an object \
@@ -170,6 +177,23 @@ impl Checkpoint {
     pub fn kind(&self, name: &str) -> Option<Kind> {
         let info = self.file(name).ok()?.header.info(name)?;
         kind_of(info.dtype)
+    }
+
+    /// Whether two tensors hold the same numbers, in whatever kinds.
+    ///
+    /// # Errors
+    /// Either is missing or cannot be read.
+    pub fn same(&self, one: &str, other: &str) -> Result<bool> {
+        if self.file(one)?.same(one, (self.file(other)?, other))? {
+            return Ok(true);
+        }
+        if self.shape(one)? != self.shape(other)?
+            || self.kind(one) == self.kind(other)
+        {
+            return Ok(false);
+        }
+        let [a, b] = [self.tensor(one)?, self.tensor(other)?];
+        Ok(a.f_to_kind(Kind::Float)?.f_equal(&b.f_to_kind(Kind::Float)?)?)
     }
 
     /// The files, in the order of their names.

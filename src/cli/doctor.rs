@@ -87,6 +87,7 @@ fn examine(args: &Doctor) -> Result<ExitCode> {
     };
     println!();
     describe(&dir, &survey);
+    survey.notes.iter().for_each(|note| println!("note        {note}"));
     plan(&survey, args.lora_r, device, free);
     step(&survey, args, device, auto(device));
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use clap::{ArgAction, Args};
 use downhill::data::{Labels, RowEncoder, Tokenizer};
 use downhill::models;
 use downhill::train::{
-    Evaluation, Head, Rows, Task, askable, exact_match, predict, saved_labels,
+    Evaluation, Head, Rows, Task, askable, exact_match, labels_for, predict, unnamed,
 };
 use downhill::{checkpoint::atomic, lora};
 use serde_json::json;
@@ -26,6 +26,10 @@ pub(super) struct Evaluate {
     /// What the rows hold; classification and regression need the adapter's score head
     #[arg(long, value_enum, default_value_t = Task::CausalLm)]
     task: Task,
+    /// With --task classification: the classes in the order of the adapter's scores,
+    /// where its folder does not say (PEFT does not write it)
+    #[arg(long, value_delimiter = ',')]
+    labels: Vec<String>,
     /// Rows in one forward pass
     #[arg(long, default_value_t = 8)]
     per_device_eval_batch_size: usize,
@@ -72,8 +76,12 @@ impl Evaluate {
         let vocabulary = config.vocab_size;
         let encoder =
             RowEncoder::new(tokenizer.as_ref(), self.max_length, vocabulary);
-        let rows =
-            Rows::load(&self.eval_file, self.task, &encoder, labels.as_ref())?;
+        let known = labels.as_ref().map(|(labels, _)| labels);
+        let rows = Rows::load(&self.eval_file, self.task, &encoder, known);
+        let rows = match (&labels, &self.adapter) {
+            (Some((_, false)), Some(dir)) => rows.map_err(|e| unnamed(e, dir))?,
+            _ => rows?,
+        };
         eprintln!("{}: {rows}", self.eval_file.display());
         if self.predict_with_generate {
             askable(tokenizer.as_ref(), Some(&rows))?;
@@ -85,9 +93,12 @@ impl Evaluate {
         let head = rows.labels().cloned();
         let head = head.map(|l| Head::random(l, config.hidden_size, 0, device));
         if let Some(dir) = &self.adapter {
+            if lora::unties(dir)? {
+                model.untie();
+            }
             let mut parameters = model.named_parameters();
             parameters.extend(head.iter().map(Head::named));
-            lora::load_adapter(dir, (model.linears_mut(), parameters), device)?;
+            lora::load_for_use(dir, (model.linears_mut(), parameters), device)?;
             lora::settle(model.linears_mut())?;
         }
         let size = self.per_device_eval_batch_size;
@@ -113,19 +124,20 @@ impl Evaluate {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What the scores of the adapter mean; None if nothing says so.
-    fn labels(&self) -> Result<Option<Labels>> {
+    /// What the scores of the adapter mean, and whether something says so.
+    fn labels(&self) -> Result<Option<(Labels, bool)>> {
+        let dir = self.adapter.as_deref();
         if self.task == Task::CausalLm {
-            return Ok(None);
+            return Ok(labels_for(self.task, None, &self.labels)?);
         }
-        let Some(dir) = &self.adapter else {
+        let Some(dir) = dir else {
             bail!(
                 "--adapter: needed for --task {}: its score head",
                 self.task.name()
             );
         };
-        let config = lora::read_config(dir)?;
-        if !config.modules_to_save.iter().any(|m| m == "score") {
+        let labels = labels_for(self.task, Some(dir), &self.labels)?;
+        if lora::head_scores(dir)?.is_none() {
             bail!(
                 "--task {}: the adapter in {} has no score head (modules_to_save); it \
                  was trained for --task causal-lm",
@@ -133,19 +145,6 @@ impl Evaluate {
                 dir.display()
             );
         }
-        let labels = saved_labels(dir)?;
-        match (self.task, &labels) {
-            (Task::Classification, Some(Labels::Numbers)) => {
-                bail!(
-                    "--task classification: the adapter is one of --task regression"
-                )
-            }
-            (Task::Regression, Some(Labels::Classes(_))) => {
-                bail!(
-                    "--task regression: the adapter is one of --task classification"
-                )
-            }
-            _ => Ok(labels),
-        }
+        Ok(labels)
     }
 }

@@ -47,6 +47,7 @@ const HEADINGS: [(&str, &[&str]); 5] = [
             "completion_only_loss",
             "assistant_only_loss",
             "shuffle",
+            "labels",
         ],
     ),
     (

@@ -83,8 +83,11 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
                 dir.display()
             );
         }
+        if lora::unties(dir)? {
+            model.untie();
+        }
         let parameters = model.named_parameters();
-        lora::load_adapter(dir, (model.linears_mut(), parameters), options.device)?;
+        lora::load_for_use(dir, (model.linears_mut(), parameters), options.device)?;
         lora::settle(model.linears_mut())?;
     }
     let prompt = match g.chat {

@@ -121,7 +121,9 @@ impl Merge {
 
 fn merge(m: &Merge) -> Result<ExitCode> {
     let (model, out, trained) = (&m.model, &m.output_dir, Trained::of(m));
-    let linears = models::survey(model)?.linear_names();
+    let survey = models::survey(model)?;
+    survey.notes.iter().for_each(|note| eprintln!("{}: {note}", model.display()));
+    let linears = survey.linear_names();
     let stored = Stored::of(model)?;
     // In NF4 they are what was trained beside, in whatever blocks.
     let onto = match m.into {
@@ -191,9 +193,12 @@ fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
     let before: Tensor = {
         let options = trained.options();
         let mut model = models::load(&m.model, &options, &mut |_, _| ())?;
+        if lora::unties(&m.adapter)? {
+            model.untie();
+        }
         let parameters = model.named_parameters();
         let parts = (model.linears_mut(), parameters);
-        lora::load_adapter(&m.adapter, parts, Device::Cpu)?;
+        lora::load_for_use(&m.adapter, parts, Device::Cpu)?;
         lora::settle(model.linears_mut())?;
         predictions(&model, &rows, PROBED)?
     };

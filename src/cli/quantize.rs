@@ -55,6 +55,11 @@ fn quantize(args: &Quantize) -> Result<ExitCode> {
         device: device::parse(&args.device)?,
     };
     let model = super::resolve(&args.model)?;
+    let survey = models::survey(&model)?;
+    survey.notes.iter().for_each(|note| eprintln!("{}: {note}", model.display()));
+    if let Some(note) = survey.quantized_note() {
+        eprintln!("{}: {note}", args.output_dir.display());
+    }
     let bar = super::bar("quantizing")?;
     let progress = &mut |done, all| {
         bar.set_length(all as u64);

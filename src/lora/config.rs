@@ -35,6 +35,9 @@ pub struct LoraConfig {
     pub init: Init,
     /// Modules of the model that are trained whole and saved with the adapter.
     pub modules_to_save: Vec<String>,
+    /// Linears that PEFT shall adapt by the names of their weights, beside the target
+    /// modules: see [`super::fused`].
+    pub target_parameters: Vec<String>,
     /// What the model is for.
     pub task_type: TaskType,
 }
@@ -56,6 +59,7 @@ impl Default for LoraConfig {
             lora_bias: false,
             init: Init::Default,
             modules_to_save: vec![],
+            target_parameters: vec![],
             task_type: TaskType::CausalLm,
         }
     }
@@ -244,6 +248,10 @@ impl<'a> Rules<'a> {
             if pattern.matches(name)? {
                 return Ok(false);
             }
+        }
+        let parameter = format!("{name}.weight");
+        if self.config.target_parameters.iter().any(|p| ends_in(&parameter, p)) {
+            return Ok(true);
         }
         match (&self.target, &self.config.target_modules) {
             (Some(pattern), _) => pattern.matches(name),

@@ -1,6 +1,7 @@
 //! The folders of a merge: what may be read, where may be written, what is copied, and
 //! whether it arrived.
 use crate::checkpoint::{Checkpoint, Hashes};
+use crate::files::{CONFIG, read_small};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Refuses a checkpoint whose weights are in 4 or 8 bits already.
 pub(super) fn not_quantized(model: &Path) -> Result<()> {
     let path = model.join("config.json");
-    let text = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
+    let text = read_small(&path, CONFIG)?;
     let json: Value = serde_json::from_slice(&text)
         .map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
     match &json["quantization_config"] {

@@ -9,7 +9,7 @@
 use super::config::Rules;
 use super::delta::{Delta, Saved};
 use super::folder::{copy_others, free, not_quantized, verify};
-use super::peft::{CONFIG, WEIGHTS};
+use super::peft::CONFIG;
 use super::{Init, LoraConfig, init, parts, read_config};
 use crate::checkpoint::{Checkpoint, Hashes, atomic};
 use crate::quant::{BLOCKSIZES, Nf4Tensor};
@@ -183,9 +183,8 @@ impl<'a> Work<'a> {
                         weights (init_lora_weights: pissa): use original";
             return Err(Error::setting("--into", what));
         }
-        let path = adapter.join(WEIGHTS);
         let rules = Rules::new(config).map_err(as_ours)?;
-        let mut saved = Saved::read(&path)?;
+        let mut saved = Saved::read(adapter)?;
         let mut deltas = BTreeMap::new();
         for name in linears {
             let shape = match checkpoint.shape(&format!("{name}.weight"))?[..] {
@@ -205,7 +204,7 @@ impl<'a> Work<'a> {
                     "a bias for {name}, which has none in this checkpoint, so that it \
                      cannot be merged (nor by PEFT); use the adapter as it is"
                 );
-                return Err(Error::file(&path, what));
+                return Err(Error::file(saved.path(), what));
             }
             deltas.insert(name.clone(), delta);
         }
@@ -217,7 +216,20 @@ impl<'a> Work<'a> {
             let stored = saved.take(&name, &checkpoint.shape(&name)?, None)?;
             modules.insert(name, stored);
         }
+        for module in ["lm_head", "model.embed_tokens"] {
+            let name = format!("{module}.weight");
+            let both = ["lm_head.weight", "model.embed_tokens.weight"];
+            if !both.iter().all(|name| checkpoint.contains(name)) || pissa {
+                continue; // of a tied model, which needs a head of its own first
+            }
+            let w = checkpoint.tensor(&name)?;
+            if let Some(update) = saved.update(&rules, module, &w)? {
+                let new = w.f_to_kind(Kind::Float)? + update;
+                modules.insert(name, new);
+            }
+        }
         saved.nothing_left(
+            &|name| checkpoint.tensor(name).ok(),
             "has no place in this checkpoint. The score head of a classifier cannot be \
              merged into a model that writes text: use that adapter as it is (downhill \
              evaluate --adapter, or PEFT's PeftModel). Anything else is of another \

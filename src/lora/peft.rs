@@ -2,9 +2,11 @@
 use super::config::{Init, LoraConfig, MAX_RANK, Modules, TaskType};
 use super::{Named, leaf};
 use crate::checkpoint::{atomic, save_safetensors};
+use crate::files::{CONFIG as LONGEST, read_small};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
@@ -61,6 +63,8 @@ pub fn save_adapter(
         "rank_pattern": patterns(&config.rank_pattern, |r| json!(r)),
         "revision": null,
         "target_modules": modules(&config.target_modules, all),
+        "target_parameters":
+            some(config.target_parameters.is_empty(), json!(config.target_parameters)),
         "task_type": match config.task_type {
             TaskType::CausalLm => "CAUSAL_LM",
             TaskType::SeqCls => "SEQ_CLS",
@@ -97,13 +101,9 @@ fn number(x: f64) -> Value {
 /// named.
 pub fn read_config(dir: &Path) -> Result<LoraConfig> {
     let path = dir.join(CONFIG);
-    let bytes = crate::files::text(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::file(
-            &path,
-            "not there; expected the folder of an adapter, as finetune and PEFT \
-             write it (finetune's --output-dir, or a checkpoint-<step> in it)",
-        ),
-        _ => Error::io(&path, e),
+    let bytes = read_small(&path, LONGEST).map_err(|e| match e {
+        Error::Io { source, .. } if is_absent(&source) => absent(dir),
+        other => other,
     })?;
     let json = serde_json::from_slice(&bytes)
         .map_err(|e| Error::file(&path, format!("not a JSON object: {e}")))?;
@@ -129,17 +129,58 @@ pub fn read_config(dir: &Path) -> Result<LoraConfig> {
         lora_bias: keys.switch("lora_bias")?,
         init: keys.init()?,
         modules_to_save: keys.strings("modules_to_save")?,
+        target_parameters: keys.parameters()?,
         task_type: match keys.get("task_type").and_then(Value::as_str) {
             Some("SEQ_CLS") => TaskType::SeqCls,
             _ => TaskType::CausalLm,
         },
     };
-    let nothing = config.target_modules.is_empty();
-    if nothing {
+    if config.target_modules.is_empty() && config.target_parameters.is_empty() {
         return Err(keys.wrong("target_modules", "a list of module names"));
     }
     config.check().map_err(|e| Error::file(&keys.path, e.to_string()))?;
     Ok(config)
+}
+
+/// The way out of what only PEFT computes.
+const MERGE: &str = "Merge it in Python (`PeftModel.from_pretrained(model, ADAPTER)\
+                     .merge_and_unload().save_pretrained('OUT')`) and give OUT as \
+                     --model";
+
+fn is_absent(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// `dir` has no `adapter_config.json`: what it is instead.
+fn absent(dir: &Path) -> Error {
+    let path = dir.join(CONFIG);
+    if dir.is_file() {
+        let up = dir.parent().filter(|up| !up.as_os_str().is_empty());
+        let up = up.unwrap_or(Path::new(".")).display();
+        let what = format!("a file; give the adapter's folder, as --adapter {up}");
+        return Error::file(dir, what);
+    }
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let inner = entries.map(|e| e.path()).filter(|p| p.join(CONFIG).is_file());
+    let mut inner: Vec<PathBuf> = inner.collect();
+    inner.sort();
+    let what = match inner.first() {
+        Some(first) => format!(
+            "not there, but in {} folder(s) within: adapters that were saved by name \
+             lie there; give one of them, as {}",
+            inner.len(),
+            first.display()
+        ),
+        None if dir.join("config.json").is_file() => {
+            "not there, but config.json: this is a checkpoint and no adapter; give it \
+             as --model"
+                .into()
+        }
+        None => "not there; expected the folder of an adapter, as finetune and PEFT \
+                 write it (finetune's --output-dir, or a checkpoint-<step> in it)"
+            .to_string(),
+    };
+    Error::file(path, what)
 }
 
 struct Keys {
@@ -163,7 +204,10 @@ impl Keys {
             Some("LORA") => {}
             other => {
                 let found = other.unwrap_or("none");
-                let what = format!("peft_type: {found}; only LORA");
+                let what = format!(
+                    "peft_type: {found}; only LORA is read. {MERGE}, where that \
+                     method can be merged"
+                );
                 return Err(Error::file(&self.path, what));
             }
         }
@@ -174,28 +218,52 @@ impl Keys {
             Value::String(s) => s == "none",
             _ => false,
         };
-        for key in [
-            "bias",
-            "fan_in_fan_out",
-            "layer_replication",
-            "megatron_config",
-            "target_parameters",
-            "trainable_token_indices",
-            "alora_invocation_tokens",
-            "use_qalora",
-            "use_bdlora",
-            "arrow_config",
-            "kasa_config",
-            "monteclora_config",
-            "velora_config",
+        for (key, meaning) in [
+            ("bias", "biases of the base were trained"),
+            ("fan_in_fan_out", "weights lie the other way round, as in GPT-2"),
+            ("layer_replication", "layers of the base stand there several times"),
+            ("megatron_config", "the layers are Megatron's"),
+            (
+                "trainable_token_indices",
+                "rows of the embedding were trained by themselves",
+            ),
+            ("alora_invocation_tokens", "aLoRA, which begins at certain tokens"),
+            ("use_qalora", "QALoRA, which pools its input"),
+            ("use_bdlora", "BD-LoRA, whose A or B is in blocks"),
+            ("arrow_config", "Arrow, which chooses between adapters"),
+            ("kasa_config", "KaSA, with singular values between A and B"),
+            ("monteclora_config", "MonteCLoRA, whose A is drawn"),
+            ("velora_config", "VeLoRA, which compresses what backward needs"),
         ] {
-            if self.get(key).is_some_and(|v| !neutral(v)) {
-                let what = "nothing here; this version computes LoRA, rsLoRA and DoRA \
-                            without it";
-                return Err(self.wrong(key, what));
+            if let Some(found) = self.get(key).filter(|v| !neutral(v)) {
+                let found = found.to_string();
+                let found: String = found.chars().take(80).collect();
+                let what = format!(
+                    "{key}: {found}: {meaning}; this version computes LoRA, rsLoRA \
+                     and DoRA without it. {MERGE}"
+                );
+                return Err(Error::file(&self.path, what));
             }
         }
         Ok(())
+    }
+
+    /// Linears that are adapted by the names of their weights; not the experts of a
+    /// whole layer.
+    fn parameters(&self) -> Result<Vec<String>> {
+        let key = "target_parameters";
+        let all = self.strings(key)?;
+        match all.iter().find(|name| !name.ends_with(".weight")) {
+            None => Ok(all),
+            Some(name) => {
+                let what = format!(
+                    "{key}: `{name}`: an update of all experts of a layer in one \
+                     tensor, or of another tensor that is no linear's, is not read. \
+                     {MERGE}"
+                );
+                Err(Error::file(&self.path, what))
+            }
+        }
     }
 
     fn number(&self, key: &str, default: f64) -> Result<f64> {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 const FILE: &str = "cache.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of one file of a kept form.
 const SHARD: u64 = 5_000_000_000;
 

@@ -2,11 +2,13 @@
 //! A small file per family adds its own keys.
 use super::rope::RopeKeys;
 use super::{deepseek_v2, deepseek_v3, llama, qwen2, qwen3};
+use crate::files::{CONFIG, read_small};
 use crate::nn::{Rope, RopeScaling, Routing, dropout::Rates};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// What the decoder needs to know of a model.
@@ -131,13 +133,15 @@ impl DecoderConfig {
 /// value: each names the key.
 pub fn read_config(dir: &Path) -> Result<DecoderConfig> {
     let path = dir.join("config.json");
-    let bytes = crate::files::text(&path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::file(
-            &path,
-            "not there; expected a checkpoint folder with config.json, \
-             model.safetensors or its shards, and tokenizer.json",
-        ),
-        _ => Error::io(&path, e),
+    let bytes = read_small(&path, CONFIG).map_err(|e| match e {
+        Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Error::file(
+                &path,
+                "not there; expected a checkpoint folder with config.json, \
+                 model.safetensors or its shards, and tokenizer.json",
+            )
+        }
+        other => other,
     })?;
     parse(&bytes).map_err(|what| Error::file(&path, what))
 }
@@ -223,6 +227,10 @@ fn check_quantization(json: &Value) -> Checked<()> {
 /// but be 1.
 fn at_key<T: DeserializeOwned>(json: &Value, e: &serde_json::Error) -> String {
     let text = e.to_string();
+    // Each key is tried, on a copy of all; no description has so many.
+    if json.as_object().is_none_or(|map| map.len() > 1000) {
+        return text;
+    }
     let complaint = |json: &Value| T::deserialize(json).err().map(|e| e.to_string());
     let blamed = |key: &&String| {
         let mut other = json.clone();

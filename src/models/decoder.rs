@@ -85,6 +85,15 @@ impl Decoder {
         }
     }
 
+    /// Gives a head that is the embedding numbers of its own, so that one can change
+    /// without the other.
+    pub fn untie(&mut self) {
+        if self.config.tie_word_embeddings {
+            self.config.tie_word_embeddings = false;
+            self.head = self.embed.detach().copy();
+        }
+    }
+
     /// Kind in which the model computes.
     pub fn kind(&self) -> Kind {
         self.embed.kind()

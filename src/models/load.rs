@@ -3,6 +3,7 @@
 use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
+use super::tied::{HEAD, stored, untie};
 use super::weights::Weights;
 use crate::autograd::pinned;
 use crate::checkpoint::{Checkpoint, PromptFrees, Writer};
@@ -112,6 +113,8 @@ pub(super) struct FromDisk<'a> {
     /// How bitsandbytes quantized the checkpoint, if it did.
     quantized: Option<Bitsandbytes>,
     used: BTreeSet<String>,
+    /// The head is the embedding.
+    tied: bool,
     /// Tensors to read.
     total: usize,
     progress: &'a mut dyn FnMut(usize, usize),
@@ -144,6 +147,7 @@ impl<'a> FromDisk<'a> {
             options,
             quantized,
             used: BTreeSet::new(),
+            tied: false,
             total: checkpoint.names().count(),
             progress,
             copy: None,
@@ -156,20 +160,23 @@ impl<'a> FromDisk<'a> {
         })
     }
 
-    pub(super) fn decoder(&mut self, config: DecoderConfig) -> Result<Decoder> {
-        let (tied, extra) = (config.tie_word_embeddings, Extra::of(&config));
+    pub(super) fn decoder(&mut self, mut config: DecoderConfig) -> Result<Decoder> {
         let checkpoint = self.checkpoint;
+        let untied = untie(&mut config, checkpoint)?;
+        let (tied, extra) = (config.tie_word_embeddings, Extra::of(&config));
+        self.tied = tied;
         let passed = checkpoint.names().filter(|name| extra.holds(name)).count();
         self.total -= passed;
         let mut model = self.built(config)?;
         self.settle(&mut model)?;
+        model.notes.extend(untied);
         if passed > 0 {
             model.notes.push(extra.note(passed));
         }
         let spare = |name: &str| {
             // Buffers that old exports carry, and a tied head stored twice.
             name.ends_with("rotary_emb.inv_freq")
-                || (tied && name == "lm_head.weight")
+                || (tied && name == HEAD)
                 || extra.holds(name)
         };
         match checkpoint.names().find(|n| !self.used.contains(*n) && !spare(n)) {
@@ -187,8 +194,8 @@ impl<'a> FromDisk<'a> {
     /// into host memory take passes beside quantizing and what the device does.
     fn built(&mut self, config: DecoderConfig) -> Result<Decoder> {
         let (checkpoint, device) = (self.checkpoint, self.options.device);
-        let mut names = config.tensor_names()?;
-        names.retain(|name| checkpoint.contains(name) && !checkpoint.is_fp8(name));
+        let mut names = config.tensors_of(checkpoint)?;
+        names.retain(|name| !checkpoint.is_fp8(name));
         std::thread::scope(|threads| {
             // Without room: whoever has read a tensor waits until it is wanted.
             let (send, ahead) = sync_channel(0);
@@ -348,7 +355,7 @@ impl<'a> FromDisk<'a> {
 
 impl Weights for FromDisk<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let t = self.read(name, shape)?;
+        let t = self.read(stored(name, self.tied, self.checkpoint), shape)?;
         self.copied(name, &t)?;
         self.held(t, self.options.kind)
     }

@@ -19,6 +19,7 @@ mod qwen3;
 mod rope;
 mod settle;
 mod survey;
+mod tied;
 mod weights;
 
 pub use crate::quant::BLOCKSIZES;

@@ -1,4 +1,5 @@
 //! `quantization_config` of config.json: how the files hold the weights already.
+use crate::files::{CONFIG, read_small};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -69,7 +70,7 @@ impl Bitsandbytes {
 /// `config.json` of `dir` as it is.
 pub(super) fn config_json(dir: &Path) -> Result<Value> {
     let path = dir.join("config.json");
-    let bytes = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = read_small(&path, CONFIG)?;
     let json = serde_json::from_slice(&bytes);
     json.map_err(|e| Error::file(&path, format!("not JSON: {e}")))
 }

@@ -121,6 +121,7 @@ fn rewrite(
     describe: impl FnOnce(&Checkpoint) -> Result<Value>,
 ) -> Result<Quantized> {
     let config = read_config(from)?;
+    let tied = config.tie_word_embeddings;
     let checkpoint = Checkpoint::open(from)?;
     if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
         let what = "this folder is not empty; name a new one";
@@ -130,9 +131,13 @@ fn rewrite(
         let copy = Writer::new(partial, max_shard_size, checkpoint.names());
         let mut disk = FromDisk::new(&checkpoint, load, from, progress)?;
         (disk.copy, disk.keep) = (Some(copy), false);
-        disk.decoder(config)?;
+        let model = disk.decoder(config)?;
         disk.copy.take().map_or(Ok(()), Writer::finish)?;
-        let json = describe(&checkpoint)?;
+        let mut json = describe(&checkpoint)?;
+        if tied && !model.config.tie_word_embeddings {
+            // Not every reader looks for a head of its own beside a tied embedding.
+            json["tie_word_embeddings"] = false.into();
+        }
         let text = format!("{json:#}\n");
         atomic::bytes(&partial.join("config.json"), text.as_bytes())?;
         copy_the_rest(from, partial)

@@ -3,6 +3,7 @@
 use super::config::{DecoderConfig, read_config};
 use super::decoder::Decoder;
 use super::quantization::{Bitsandbytes, config_json};
+use super::tied::{stored, untie};
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::nn::Linear;
@@ -33,6 +34,8 @@ pub struct Survey {
     pub max_position_embeddings: i64,
     /// Its shape.
     pub config: DecoderConfig,
+    /// What a user should know of its files, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Surveys the checkpoint in `dir`.
@@ -61,10 +64,12 @@ impl Survey {
 
     fn walk(
         family: &str,
-        config: DecoderConfig,
+        mut config: DecoderConfig,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
-        let mut walk = Walk { checkpoint, parameters: 0, linears: vec![] };
+        let untied = checkpoint.map(|c| untie(&mut config, c)).transpose()?;
+        let tied = config.tie_word_embeddings;
+        let mut walk = Walk { checkpoint, tied, parameters: 0, linears: vec![] };
         Decoder::new(config.clone(), &mut walk)?;
         Ok(Self {
             family: family.into(),
@@ -74,12 +79,23 @@ impl Survey {
             quantized: false,
             max_position_embeddings: config.max_position_embeddings,
             config,
+            notes: untied.flatten().into_iter().collect(),
         })
     }
 
     /// The names of the linears of the blocks: those that are held in 4 bits.
     pub fn linear_names(&self) -> Vec<String> {
         self.linears.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Of what [`super::quantize`] makes of it: who cannot read that.
+    pub fn quantized_note(&self) -> Option<&'static str> {
+        self.config.experts.as_ref().map(|_| {
+            "transformers 5 keeps the experts of a layer in one tensor, which it does \
+             not hold in 4 bits, and will not read this folder; downhill does. For \
+             transformers 5 give it the original checkpoint and a \
+             BitsAndBytesConfig, which leaves the experts in 16 bits"
+        })
     }
 
     /// Numbers in the linears of the blocks.
@@ -138,6 +154,7 @@ impl Survey {
 /// Counts, and looks each tensor up in the headers, where there are files.
 struct Walk<'a> {
     checkpoint: Option<&'a Checkpoint>,
+    tied: bool,
     parameters: u64,
     linears: Vec<(String, [i64; 2])>,
 }
@@ -156,6 +173,7 @@ impl Walk<'_> {
 impl Weights for Walk<'_> {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         if let Some(checkpoint) = self.checkpoint {
+            let name = stored(name, self.tied, checkpoint);
             let found = checkpoint.shape(name)?;
             if found != shape {
                 let what = format!("shape {found:?}, config.json implies {shape:?}");

@@ -1,6 +1,7 @@
 //! Where a decoder's tensors come from: a checkpoint, or a random start.
-use super::{Decoder, DecoderConfig};
+use super::{Decoder, DecoderConfig, tied};
 use crate::Result;
+use crate::checkpoint::Checkpoint;
 use crate::nn::Linear;
 use tch::{Kind, Tensor, no_grad};
 
@@ -63,12 +64,24 @@ impl Weights for Counted {
     }
 }
 
-/// The names that are asked for, in order.
-struct Listed(Vec<String>);
+/// The names that are asked for, in order; of a checkpoint, if one is given, only as
+/// far as it has them: what a description asks for may be endless.
+struct Listed<'a> {
+    names: Vec<String>,
+    of: Option<(&'a Checkpoint, bool)>,
+}
 
-impl Weights for Listed {
+impl Weights for Listed<'_> {
     fn tensor(&mut self, name: &str, _: &[i64]) -> Result<Tensor> {
-        self.0.push(name.into());
+        let stored = match self.of {
+            Some((checkpoint, tied)) => {
+                let stored = tied::stored(name, tied, checkpoint);
+                checkpoint.shape(stored)?;
+                stored
+            }
+            None => name,
+        };
+        self.names.push(stored.into());
         Ok(Tensor::zeros([1], (Kind::Float, tch::Device::Cpu)))
     }
 }
@@ -80,9 +93,20 @@ impl DecoderConfig {
     /// # Errors
     /// None in practice.
     pub fn tensor_names(&self) -> Result<Vec<String>> {
-        let mut names = Listed(vec![]);
+        let mut names = Listed { names: vec![], of: None };
         Decoder::new(self.clone(), &mut names)?;
-        Ok(names.0)
+        Ok(names.names)
+    }
+
+    /// The same, as `checkpoint` has them.
+    ///
+    /// # Errors
+    /// The first one that is missing, by name.
+    pub(super) fn tensors_of(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let of = Some((checkpoint, self.tie_word_embeddings));
+        let mut names = Listed { names: vec![], of };
+        Decoder::new(self.clone(), &mut names)?;
+        Ok(names.names)
     }
 
     /// Numbers in the checkpoint of a model of this shape, without building it.

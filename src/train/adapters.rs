@@ -36,6 +36,10 @@ pub struct AdapterFlags {
     /// Modules that are trained whole and saved with the adapter, as lm_head
     #[arg(long, value_delimiter = ',')]
     pub modules_to_save: Vec<String>,
+    /// With --task classification: the classes in the order of the scores. Not given,
+    /// they are those of the adapter that a run goes on from, or of the rows, sorted
+    #[arg(long, value_delimiter = ',')]
+    pub labels: Vec<String>,
 }
 
 /// What A and B start from; see [`crate::lora::init`].

@@ -1,9 +1,11 @@
 //! The model and the rows of a run.
-use super::{Head, Rows, Settings, Switch, Task, askable, saved_labels, state};
+use super::{
+    Head, Rows, Settings, Switch, Task, askable, labels_for, state, unnamed,
+};
 use crate::data::{Labels, RowEncoder, Tokenizer};
-use crate::models::{self, Decoder, LoadOptions};
+use crate::models::{self, Decoder, LoadOptions, Survey};
 use crate::{Error, Result, device, lora};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// A model with its data, before adapters.
@@ -33,8 +35,12 @@ impl Base {
         }
         check_folder(&settings.model)?;
         check_outputs(settings)?;
-        // The rows first: they are read in a moment, and wrong more often.
-        let config = models::read_config(&settings.model)?;
+        // Names and shapes by the headers, then the rows: they are read in a moment,
+        // and wrong more often.
+        let survey = models::survey(&settings.model)?;
+        let from = earlier(settings);
+        check_adapter(settings, &survey, from.as_deref())?;
+        let config = &survey.config;
         let tokenizer = Tokenizer::find(&settings.model)?;
         let encoder = RowEncoder {
             completion_only_loss: settings.completion_only_loss,
@@ -50,8 +56,14 @@ impl Base {
             say(&format!("{}: {rows}", path.display()));
             Ok(rows)
         };
-        let known = earlier_labels(settings)?;
-        let mut train = read(&settings.train_file, known.as_ref())?;
+        let given = &settings.adapters.labels;
+        let known = labels_for(settings.task, from.as_deref(), given)?;
+        let labels = known.as_ref().map(|(labels, _)| labels);
+        let train = read(&settings.train_file, labels);
+        let mut train = match (&known, &from) {
+            (Some((_, false)), Some(dir)) => train.map_err(|e| unnamed(e, dir))?,
+            _ => train?,
+        };
         let eval = settings.eval_file.as_deref();
         let mut eval = eval.map(|path| read(path, train.labels())).transpose()?;
         let examples = train.text().map_or(&[][..], |data| &data.examples);
@@ -79,9 +91,6 @@ impl Base {
         }
         if settings.predict_with_generate {
             askable(tokenizer.as_ref(), eval.as_ref())?;
-        }
-        if let (None, Some(dir)) = (&settings.resume, &settings.init_adapter) {
-            lora::read_config(dir)?;
         }
         let head = train.labels().cloned().map(|labels| {
             Head::random(labels, config.hidden_size, settings.seed, device)
@@ -113,7 +122,7 @@ impl Base {
         }
         model.offload = settings.gradient_checkpointing == Switch::Offload;
         model.checkpointing = match settings.gradient_checkpointing {
-            Switch::Auto => recompute(settings, &model, say)?,
+            Switch::Auto => recompute(settings, (&model, &survey), say)?,
             Switch::True | Switch::Offload => true,
             Switch::False => false,
         };
@@ -149,7 +158,7 @@ fn too_large(settings: &Settings, e: Error) -> Error {
 /// keep fits into what is free beside the adapters.
 fn recompute(
     settings: &Settings,
-    model: &Decoder,
+    (model, survey): (&Decoder, &Survey),
     say: &mut dyn FnMut(&str),
 ) -> Result<bool> {
     let Some(memory) = device::memory(model.device()) else {
@@ -158,7 +167,6 @@ fn recompute(
     let tokens = settings.per_device_train_batch_size * settings.max_length;
     let targets: Vec<&str> =
         settings.target_modules.iter().map(String::as_str).collect();
-    let survey = models::survey(&settings.model)?;
     // Itself, its gradient and two averages, in f32.
     let trained = 16 * survey.adapter_parameters(settings.lora_r, &targets);
     let kept = model.config.activation_bytes(tokens as u64, model.kind());
@@ -214,27 +222,38 @@ fn check_outputs(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// The labels of the adapter that this run goes on from, if any.
-fn earlier_labels(settings: &Settings) -> Result<Option<Labels>> {
+/// The adapter that this run goes on from, if any.
+fn earlier(settings: &Settings) -> Option<PathBuf> {
     let out = &settings.output_dir;
-    let from = match &settings.resume {
+    match &settings.resume {
         Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
         Some(dir) => Some(dir.clone()),
         None => settings.init_adapter.clone(),
-    };
-    let labels = from.as_deref().map(saved_labels).transpose()?.flatten();
-    match (settings.task, &labels) {
-        (_, None) | (Task::Regression, Some(Labels::Numbers)) => Ok(labels),
-        (Task::Classification, Some(Labels::Classes(_))) => Ok(labels),
-        (task, Some(_)) => {
-            let dir = from.unwrap_or_default();
-            let what = format!(
-                "{}, but the adapter in {} is for another; a new run can begin \
-                 without it",
-                task.name(),
-                dir.display()
-            );
-            Err(Error::setting("--task", what))
-        }
     }
+}
+
+/// Refuses settings of the adapter that fit no model like this, before it is read.
+fn check_adapter(
+    settings: &Settings,
+    survey: &Survey,
+    from: Option<&Path>,
+) -> Result<()> {
+    if let Some(dir) = from {
+        // A folder to resume from is judged where it is read.
+        return match settings.resume {
+            None => lora::read_config(dir).map(|_| ()),
+            Some(_) => Ok(()),
+        };
+    }
+    let linear = |name: &String| {
+        let module = name.strip_suffix(".weight");
+        module.is_some_and(|m| survey.linears.iter().any(|(n, _)| n == m))
+    };
+    let mut parameters = survey.config.tensor_names()?;
+    parameters.retain(|name| !linear(name));
+    if settings.task != Task::CausalLm {
+        parameters.push("score.weight".into());
+    }
+    let in_4bit = settings.load_in_4bit;
+    lora::check(&settings.lora(), &survey.linears, in_4bit, &parameters)
 }

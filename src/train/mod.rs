@@ -26,7 +26,7 @@ pub use base::Base;
 pub use divergence::{divergence, predictions};
 pub use evaluate::{Evaluation, Metrics};
 pub use fit::{Outcome, fit};
-pub use head::{Head, saved_labels};
+pub use head::{Head, Meaning, labels_for, saved_labels, unnamed};
 pub use log::{Log, StepLog};
 pub use loss::{batch_loss, mean_loss};
 pub use memory::Memory;

@@ -76,18 +76,21 @@ impl Run {
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
         let score = || head.iter().map(Head::named);
+        let begun = from.as_ref().or(settings.init_adapter.as_ref());
+        if begun.map_or(Ok(false), |dir| lora::unties(dir))? {
+            model.untie();
+        }
         let mut parameters = model.named_parameters();
         parameters.extend(score());
         let parts = (model.linears_mut(), parameters);
-        let (mut lora, mut adapters) =
-            match from.as_ref().or(settings.init_adapter.as_ref()) {
-                Some(dir) => lora::load_adapter(dir, parts, device)?,
-                None => {
-                    let config = settings.lora();
-                    let named = lora::attach(parts, &config, settings.seed, device)?;
-                    (config, named)
-                }
-            };
+        let (mut lora, mut adapters) = match begun {
+            Some(dir) => lora::load_adapter(dir, parts, device)?,
+            None => {
+                let config = settings.lora();
+                let named = lora::attach(parts, &config, settings.seed, device)?;
+                (config, named)
+            }
+        };
         // An adapter of another task may be a start: the head is then new.
         for (name, t) in score() {
             lora.task_type = TaskType::SeqCls;
@@ -229,6 +232,11 @@ impl Run {
             (lora, trained) = lora::init::pissa_to_lora(&lora, &trained, starts);
         }
         state::adapter(self, out, (&lora, &trained))?;
+        if self.model.config.latent.is_some()
+            && let Some(why) = lora::fused::obstacle(&lora, &trained)
+        {
+            self.log.say(&why);
+        }
         state::write_json(&out.join(state::STATE), &self.state())
     }
 

@@ -84,7 +84,18 @@ pub(super) fn adapter(
     (lora, trained): (&LoraConfig, &lora::Named),
 ) -> Result<()> {
     let base = hub::name_of(&run.settings.model);
-    lora::save_adapter(dir, lora, &base, trained)?;
+    match run.model.config.latent {
+        // DeepSeek-V2 or -V3, which transformers 5 holds in another form.
+        Some(_) => {
+            let lora = lora::fused::for_peft(lora, trained)?;
+            lora::save_adapter(dir, &lora, &base, trained)?;
+            if let Some(why) = lora::fused::obstacle(&lora, trained) {
+                let text = format!("# Where this adapter loads\n\n{why}.\n");
+                atomic::bytes(&dir.join("README.md"), text.as_bytes())?;
+            }
+        }
+        None => lora::save_adapter(dir, lora, &base, trained)?,
+    }
     match &run.head {
         Some(head) => head.save_config(dir, &run.settings.model),
         None => Ok(()),

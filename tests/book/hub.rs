@@ -282,3 +282,78 @@ fn a_hub_checkpoint_of_pickles_alone_is_refused() {
     let parts = ["pickle", "executes", "save_pretrained", "deepseek-ai/tiny"];
     refused(ask(&hub, "deepseek-ai/tiny"), &parts);
 }
+
+/// As Python's `expanduser` and `expandvars`; the values are huggingface_hub 1.33's.
+#[test]
+fn the_cache_is_where_huggingface_hub_has_it() {
+    let cache = |vars: &[(&str, &str)]| {
+        let var = |name: &str| {
+            let found = vars.iter().find(|(n, _)| *n == name);
+            found.map(|(_, value)| value.to_string())
+        };
+        Hub::from(&var).cache
+    };
+    let home = ("HOME", "/h");
+    for (vars, expected) in [
+        (vec![home], "/h/.cache/huggingface/hub"),
+        (vec![home, ("HF_HOME", "~/hf")], "/h/hf/hub"),
+        (vec![home, ("HF_HOME", "~")], "/h/hub"),
+        (vec![home, ("HF_HOME", "~root/hf")], "/root/hf/hub"),
+        (vec![home, ("X", "/x"), ("HF_HOME", "$X/hf")], "/x/hf/hub"),
+        (vec![home, ("X", "/x"), ("HF_HOME", "${X}hf")], "/xhf/hub"),
+        (vec![home, ("HF_HOME", "/a$NONE/b")], "/a$NONE/b/hub"),
+        (vec![home, ("HF_HOME", "/a$/b${c")], "/a$/b${c/hub"),
+        (vec![home, ("XDG_CACHE_HOME", "~/c")], "/h/c/huggingface/hub"),
+        (vec![home, ("HF_HUB_CACHE", "~/c")], "/h/c"),
+        (vec![home, ("HUGGINGFACE_HUB_CACHE", "$HOME/d")], "/h/d"),
+        (vec![home, ("HUGGINGFACE_HUB_CACHE", "/d"), ("HF_HUB_CACHE", "/c")], "/c"),
+        (vec![home, ("HF_HOME", "/e"), ("XDG_CACHE_HOME", "/x")], "/e/hub"),
+        (vec![home, ("HF_HOME", "a/~/b")], "a/~/b/hub"),
+    ] {
+        assert_eq!(cache(&vars), PathBuf::from(expected), "{vars:?}");
+    }
+    // Nobody's home: nothing is made under `./~`.
+    let vars = [("HF_HOME", "~nobody-of-this-name/hf"), ("HF_HUB_OFFLINE", "0")];
+    let var = |name: &str| {
+        let found = vars.iter().find(|(n, _)| *n == name);
+        found.map(|(_, value)| value.to_string())
+    };
+    refused(
+        ask(&Hub::from(&var), "deepseek-ai/tiny"),
+        &["~nobody", "write the path"],
+    );
+}
+
+#[test]
+fn revisions_may_have_slashes() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = [("config.json", "{}"), ("model.safetensors", "weights")];
+    let snapshot = cache(dir.path(), &files);
+    let refs = dir.path().join("models--deepseek-ai--tiny/refs");
+    fs::create_dir_all(refs.join("refs/pr")).unwrap();
+    fs::write(refs.join("refs/pr/1"), COMMIT).unwrap();
+    let hub = hub(dir.path());
+    assert_eq!(ask(&hub, "deepseek-ai/tiny@refs/pr/1").unwrap(), snapshot);
+    refused(ask(&hub, "deepseek-ai/tiny@refs/pr/2"), &["refs/pr/2"]);
+    refused(ask(&hub, "deepseek-ai/tiny@refs/../main"), &["no such folder"]);
+}
+
+#[test]
+fn a_file_means_its_folder_and_an_adapter_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    for name in ["config.json", "model.safetensors", "notes.txt"] {
+        fs::write(at(name), "{}").unwrap();
+    }
+    for name in ["config.json", "model.safetensors"] {
+        let found = ask(&hub, at(name).to_str().unwrap()).unwrap();
+        assert_eq!(found, dir.path());
+    }
+    refused(ask(&hub, at("notes.txt").to_str().unwrap()), &["is a file"]);
+    fs::remove_file(at("model.safetensors")).unwrap();
+    let config = json!({"base_model_name_or_path": "acme/base"}).to_string();
+    fs::write(at("adapter_config.json"), config).unwrap();
+    let parts = ["is an adapter", "--adapter", "--model: acme/base"];
+    refused(ask(&hub, dir.path().to_str().unwrap()), &parts);
+}
