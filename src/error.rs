@@ -10,7 +10,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// Reading or writing failed in the operating system.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", plain(&format!("{}: {source}", path.display())))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -18,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file was read, but what it says is wrong.
-    #[error("{}: {what}", path.display())]
+    #[error("{}", plain(&format!("{}: {what}", path.display())))]
     File {
         /// The file or folder.
         path: PathBuf,
@@ -26,7 +26,7 @@ pub enum Error {
         what: String,
     },
     /// One row of a data file is wrong.
-    #[error("{}:{line}: {what}", path.display())]
+    #[error("{}", plain(&format!("{}:{line}: {what}", path.display())))]
     Row {
         /// The data file.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum Error {
         what: String,
     },
     /// One tensor of a checkpoint or adapter is wrong.
-    #[error("{}: tensor `{tensor}`: {what}", path.display())]
+    #[error("{}", plain(&format!("{}: tensor `{tensor}`: {what}", path.display())))]
     Tensor {
         /// The file (or folder, where a tensor is missing from all files).
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum Error {
         what: String,
     },
     /// A flag, configuration key or argument has a value that cannot work.
-    #[error("{name}: {what}")]
+    #[error("{}", plain(&format!("{name}: {what}")))]
     Setting {
         /// The flag or key, as the user writes it.
         name: String,
@@ -54,16 +54,16 @@ pub enum Error {
         what: String,
     },
     /// A custom autograd function failed, in its forward or its backward half.
-    #[error("autograd: {0}")]
+    #[error("autograd: {}", plain(.0))]
     Autograd(String),
     /// The loss or a gradient stopped being a finite number.
-    #[error("{0}")]
+    #[error("{}", plain(.0))]
     NonFinite(String),
     /// A device's memory ran out.
-    #[error("out of memory: {0}")]
+    #[error("out of memory: {}", plain(.0))]
     OutOfMemory(String),
     /// libtorch refused an operation. Only the first line of its message is kept.
-    #[error("libtorch: {}", first_line(.0))]
+    #[error("libtorch: {}", plain(&first_line(.0)))]
     Torch(#[from] tch::TchError),
 }
 
@@ -73,6 +73,58 @@ fn first_line(e: &tch::TchError) -> String {
         other => other.to_string(),
     };
     text.lines().next().unwrap_or("no message").to_string()
+}
+
+/// Characters at the beginning of a message and at its end that are always shown: what
+/// a file says may be of any length.
+const SHOWN: (usize, usize) = (1500, 500);
+
+/// A message that can be shown whatever a file says in it: on one line, without
+/// characters that a terminal obeys (see [`visible`]), and where it is long, without
+/// its middle.
+pub fn plain(text: &str) -> String {
+    let piece = |c| match c {
+        '\n' => "\\n".to_string(),
+        c => written(c),
+    };
+    let mut rest = text.chars();
+    let first = up_to(SHOWN.0, &mut rest.by_ref().map(piece)).concat();
+    let mut last = up_to(SHOWN.1, &mut rest.by_ref().rev().map(piece));
+    last.reverse();
+    let last = last.concat();
+    match rest.count() {
+        0 => first + &last,
+        n => format!("{first} [... {n} characters ...] {last}"),
+    }
+}
+
+/// The next pieces, of so many characters together or hardly more.
+fn up_to(n: usize, pieces: &mut dyn Iterator<Item = String>) -> Vec<String> {
+    let mut taken = Vec::new();
+    let mut room = n;
+    while room > 0
+        && let Some(piece) = pieces.next()
+    {
+        room = room.saturating_sub(piece.chars().count());
+        taken.push(piece);
+    }
+    taken
+}
+
+/// A text of somebody else's for a terminal: control characters and those that turn the
+/// direction of writing are written out, such as `\u{1b}`. Line ends and tabs stay.
+pub fn visible(text: &str) -> String {
+    let seen = |c| if matches!(c, '\n' | '\t') { c.into() } else { written(c) };
+    text.chars().map(seen).collect()
+}
+
+fn written(c: char) -> String {
+    let turns = matches!(c,
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    match c.is_control() || turns {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    }
 }
 
 impl Error {

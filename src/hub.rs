@@ -115,7 +115,9 @@ impl Hub {
         if dir.join("model.safetensors").is_file() {
             return Ok(dir);
         }
-        let Ok(text) = fs::read(&index) else { return lacks("model.safetensors") };
+        let Ok(text) = crate::files::text(&index) else {
+            return lacks("model.safetensors");
+        };
         let index: serde_json::Value =
             serde_json::from_slice(&text).map_err(|e| format!("its index: {e}"))?;
         let shards = index["weight_map"].as_object().into_iter().flatten();

@@ -16,7 +16,7 @@
 //!
 //! Imports point down only: `lab` knows `train`; `train` and `generate` know `models`
 //! and `lora`, these know `nn`, and `nn` knows the ground floor, whose modules know only
-//! [`error`] and tch. `tests/book/layout.rs` enforces it.
+//! [`error`], [`files`] and tch. `tests/book/layout.rs` enforces it.
 
 pub mod autograd;
 pub mod checkpoint;
@@ -24,6 +24,7 @@ pub mod cuda;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod generate;
 pub mod hub;
 pub mod lab;

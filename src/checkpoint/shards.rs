@@ -78,7 +78,7 @@ impl Checkpoint {
 
     fn open_sharded(dir: &Path) -> Result<Self> {
         let path = dir.join(INDEX);
-        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let text = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
         let index: Index = serde_json::from_slice(&text).map_err(|e| {
             let what = format!(
                 "not a checkpoint index: {e}; expected an object \

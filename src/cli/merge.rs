@@ -61,7 +61,7 @@ struct Trained {
 
 impl Trained {
     fn of(m: &Merge) -> Self {
-        let state = std::fs::read(m.adapter.join("trainer_state.json"));
+        let state = downhill::files::text(m.adapter.join("trainer_state.json"));
         let state: Value = state
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
@@ -212,7 +212,7 @@ fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
 /// What only the command knows, into the report.
 fn note(m: &Merge, divergence: Option<f64>) -> Result<()> {
     let path = m.output_dir.join("merge_report.json");
-    let mut all: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let mut all: Value = serde_json::from_slice(&downhill::files::text(&path)?)?;
     all["model"] = json!(m.model);
     if m.into == Into::Dequantized {
         all["into"] = json!("dequantized");

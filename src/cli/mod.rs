@@ -8,7 +8,8 @@
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let text = $crate::cli::shown(&format!($($text)*));
+        let _ = writeln!(std::io::stderr(), "{text}");
     }};
 }
 
@@ -30,6 +31,7 @@ mod quantize;
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use downhill::device;
+use downhill::error::plain;
 use downhill::hub::Hub;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -85,6 +87,12 @@ pub fn run() -> Result<ExitCode> {
     }
 }
 
+/// A message for a terminal, line by line: it may hold what a file says.
+pub fn shown(message: &str) -> String {
+    let lines: Vec<String> = message.split('\n').map(plain).collect();
+    lines.join("\n")
+}
+
 /// Why stdout did not take everything.
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
 
@@ -99,9 +107,26 @@ fn unwritten(e: io::Error) {
     }
 }
 
-/// The command, with the flags of `finetune` under headings: there are many.
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// The command, with the flags of `finetune` under headings: there are many. A number
+/// below 0 is a value that a flag refuses, not a flag.
 fn grouped() -> clap::Command {
-    Cli::command().mut_subcommand("finetune", |command| {
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|flag| {
+            let takes = flag.get_action().takes_values();
+            flag.allow_negative_numbers(takes)
+        })
+    });
+    command.mut_subcommand("finetune", |command| {
         command.mut_args(|flag| match finetune::heading(flag.get_id().as_str()) {
             Some(heading) => flag.help_heading(heading),
             None => flag,
@@ -139,7 +164,7 @@ fn bar(what: &'static str) -> Result<indicatif::ProgressBar> {
 /// win. One definition of flags serves both.
 fn with_config(args: Vec<OsString>) -> Result<Vec<OsString>> {
     let Some(path) = config_path(&args) else { return Ok(args) };
-    let text = std::fs::read_to_string(&path)
+    let text = downhill::files::string(&path)
         .map_err(|e| anyhow!("{}: {e}", path.display()))?;
     let table: toml::Table =
         text.parse().map_err(|e| anyhow!("{} is not TOML: {e}", path.display()))?;

@@ -4,7 +4,7 @@ use super::chat::ChatTemplate;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 use tokenizers::Tokenizer as Engine;
@@ -120,7 +120,7 @@ impl Files {
         let path = dir.join("chat_template.jinja");
         if path.exists() {
             let source =
-                fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+                crate::files::string(&path).map_err(|e| Error::io(&path, e))?;
             return ChatTemplate::new(&source, &path, special).map(Some);
         }
         let alone = json(dir.join("chat_template.json"))?;
@@ -147,7 +147,7 @@ impl Files {
 
 /// A JSON object from a file, `Null` where there is no such file.
 fn json(path: PathBuf) -> Result<(PathBuf, Value)> {
-    let bytes = match fs::read(&path) {
+    let bytes = match crate::files::text(&path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Ok((path, Value::Null));

@@ -7,7 +7,7 @@ use super::{
 use crate::{Error, Result};
 use serde::de::IgnoredAny;
 use std::{
-    fs, io,
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -56,7 +56,7 @@ impl Tokenizer {
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|e| match e.kind() {
+        let bytes = crate::files::text(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::file(
                 &path,
                 "not there; expected a checkpoint folder with a tokenizer.json \
@@ -237,6 +237,11 @@ impl Tokenizer {
         self.stop_texts
             .iter()
             .any(|stop| end.ends_with(stop) || text.ends_with(stop))
+    }
+
+    /// Where its files lie.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.path.parent()
     }
 
     /// The token that begins a text, if the vocabulary has one.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Refuses a checkpoint whose weights are in 4 or 8 bits already.
 pub(super) fn not_quantized(model: &Path) -> Result<()> {
     let path = model.join("config.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let text = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
     let json: Value = serde_json::from_slice(&text)
         .map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
     match &json["quantization_config"] {

@@ -97,7 +97,7 @@ fn number(x: f64) -> Value {
 /// named.
 pub fn read_config(dir: &Path) -> Result<LoraConfig> {
     let path = dir.join(CONFIG);
-    let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+    let bytes = crate::files::text(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::file(
             &path,
             "not there; expected the folder of an adapter, as finetune and PEFT \

@@ -131,7 +131,7 @@ impl DecoderConfig {
 /// value: each names the key.
 pub fn read_config(dir: &Path) -> Result<DecoderConfig> {
     let path = dir.join("config.json");
-    let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+    let bytes = crate::files::text(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::file(
             &path,
             "not there; expected a checkpoint folder with config.json, \

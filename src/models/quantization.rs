@@ -69,7 +69,7 @@ impl Bitsandbytes {
 /// `config.json` of `dir` as it is.
 pub(super) fn config_json(dir: &Path) -> Result<Value> {
     let path = dir.join("config.json");
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
     let json = serde_json::from_slice(&bytes);
     json.map_err(|e| Error::file(&path, format!("not JSON: {e}")))
 }

@@ -105,7 +105,7 @@ pub fn saved_labels(dir: &Path) -> Result<Option<Labels>> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::files::text(path).map_err(|e| Error::io(path, e))?;
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(config)) => Ok(Value::Object(config)),
         Ok(_) => Err(Error::file(path, "not a JSON object")),

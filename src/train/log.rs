@@ -108,6 +108,7 @@ impl Log {
 
     /// A line above the progress line.
     pub fn say(&self, text: &str) {
+        let text = crate::error::plain(text);
         match &self.bar {
             Some(bar) => bar.println(text),
             None => {

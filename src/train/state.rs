@@ -115,7 +115,7 @@ pub(super) fn restore(
     optimizer: &mut dyn Optimizer,
 ) -> Result<Resumed> {
     let path = dir.join(STATE);
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
     let state: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Error::file(&path, format!("not JSON: {e}")))?;
     let step = state["global_step"].as_i64().filter(|s| *s >= 0);
