@@ -5,7 +5,7 @@ use clap::{ArgAction, Args};
 use downhill::data::{Labels, RowEncoder, Tokenizer};
 use downhill::models;
 use downhill::train::{
-    Evaluation, Head, Rows, Task, exact_match, predict, saved_labels,
+    Evaluation, Head, Rows, Task, askable, exact_match, predict, saved_labels,
 };
 use downhill::{checkpoint::atomic, lora};
 use serde_json::json;
@@ -75,6 +75,9 @@ impl Evaluate {
         let rows =
             Rows::load(&self.eval_file, self.task, &encoder, labels.as_ref())?;
         eprintln!("{}: {rows}", self.eval_file.display());
+        if self.predict_with_generate {
+            askable(tokenizer.as_ref(), Some(&rows))?;
+        }
         let mut model = models::load(&self.model, &options, &mut |_, _| ())?;
         for note in &model.notes {
             eprintln!("{}: {note}", self.model.display());
@@ -98,7 +101,9 @@ impl Evaluate {
             };
             let given = predict(&model, tokenizer, text, &mut |_, _| ())?;
             let right = exact_match(&given);
-            println!("exact match {:.1} % of {} rows", 100. * right, given.len());
+            let n = given.len();
+            let what = if n == text.len() { "rows" } else { "answers" };
+            println!("exact match {:.1} % of {n} {what}", 100. * right);
             all["eval_exact_match"] = json!(right);
         }
         if let Some(path) = &self.output_file {

@@ -143,13 +143,14 @@ fn finetune(settings: Settings) -> Result<ExitCode> {
     run.report(answers)?;
     let out = run.settings.output_dir.display();
     eprintln!("adapter, trainer_state.json and report.html are in {out}");
-    let model = run.settings.model.display();
+    let out = super::quoted(&run.settings.output_dir);
+    let model = super::quoted(&run.settings.model);
     match &run.settings.eval_file {
         Some(file) if run.head.is_some() => eprintln!(
             "try: downhill evaluate --model {model} --adapter {out} --task {} \
              --eval-file {}",
             run.settings.task.name(),
-            file.display()
+            super::quoted(file)
         ),
         _ => eprintln!(
             "try: downhill generate --model {model} --adapter {out} --prompt …"

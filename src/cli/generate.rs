@@ -1,12 +1,12 @@
 //! `downhill generate`: a prompt continued.
 use super::holding::Holding;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use downhill::data::{Message, Tokenizer};
 use downhill::generate::{Sampling, generate};
 use downhill::lora::{self, TaskType};
-use downhill::models;
-use std::io::Write;
+use downhill::{Error, files, models};
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,9 +19,16 @@ pub(super) struct Generate {
     /// Adapter folder, as finetune and PEFT write it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Text to continue
-    #[arg(long)]
-    prompt: String,
+    /// Text to continue; `-` reads it from stdin
+    #[arg(
+        long,
+        allow_hyphen_values = true,
+        required_unless_present = "prompt_file"
+    )]
+    prompt: Option<String>,
+    /// File with the text to continue, without the line end at its end
+    #[arg(long, conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
     /// Give the prompt as a user's turn of the checkpoint's chat template
     #[arg(long)]
     chat: bool,
@@ -59,6 +66,7 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         seed: g.seed,
     };
     sampling.check()?;
+    let text = text_of(g)?;
     let options = g.holding.options()?;
     let tokenizer = Tokenizer::from_dir(&g.model)?;
     let cache = g.quantized_cache.as_path();
@@ -80,8 +88,8 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
         lora::settle(model.linears_mut())?;
     }
     let prompt = match g.chat {
-        true => chat_prompt(&tokenizer, &g.prompt, &g.model)?,
-        false => tokenizer.encode(&g.prompt, true)?,
+        true => chat_prompt(&tokenizer, &text, &g.model)?,
+        false => tokenizer.encode(&text, true)?,
     };
     let (given, positions) = (prompt.len(), model.config.max_position_embeddings);
     if (given as i64) > positions {
@@ -103,11 +111,51 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
             }
         })
     };
-    generate(&model, &prompt, tokenizer.stop_ids(), &sampling, show)?;
+    let new = generate(&model, &prompt, tokenizer.stop_ids(), &sampling, show)?;
     let rest = text.finish()?;
     let _ = writeln!(out, "{rest}");
+    let beyond = (given + new.len()) as i64 - positions;
+    if given as i64 <= positions && beyond > 0 {
+        eprintln!(
+            "the last {beyond} tokens stand beyond the {positions} positions that the \
+             model knows (max_position_embeddings): expect nonsense there, or ask for \
+             less (--max-new-tokens)"
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
+
+/// The text to continue.
+fn text_of(g: &Generate) -> Result<String> {
+    let (from, text) = match (&g.prompt_file, g.prompt.as_deref()) {
+        (Some(path), _) => {
+            let text = files::string(path).map_err(|e| Error::io(path, e))?;
+            (format!("--prompt-file: {}", path.display()), text)
+        }
+        (None, Some("-")) => {
+            let mut bytes = Vec::new();
+            std::io::stdin().take(LONGEST + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > LONGEST {
+                bail!("--prompt -: more than {} MiB on stdin", LONGEST >> 20);
+            }
+            let text = String::from_utf8(bytes);
+            let text =
+                text.map_err(|_| anyhow!("--prompt -: stdin is not UTF-8"))?;
+            ("--prompt -: stdin".into(), text)
+        }
+        (None, text) => return Ok(text.unwrap_or_default().into()),
+    };
+    // Editors and echo end a text with a line end that belongs to no prompt.
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        bail!("{from} is empty: nothing to continue");
+    }
+    Ok(text.into())
+}
+
+/// Bytes of a prompt from stdin at most.
+const LONGEST: u64 = 64 << 20;
 
 fn chat_prompt(tokenizer: &Tokenizer, text: &str, model: &Path) -> Result<Vec<i64>> {
     let turn = [Message::new("user", text)];

@@ -1,7 +1,12 @@
 //! `downhill preview`: what a model would see of a file's rows, and which are bad.
 use anyhow::{Result, anyhow, bail};
 use clap::{ArgAction, Args};
-use downhill::data::{Dataset, Example, IGNORED, RowEncoder, Tokenizer, check};
+use downhill::data::{
+    BadRow, Dataset, Example, IGNORED, Labelled, Labels, Lengths, RowEncoder,
+    Tokenizer, check,
+};
+use downhill::error::{plain, visible};
+use downhill::train::Task;
 use downhill::{Error, models};
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
@@ -16,6 +21,9 @@ pub(super) struct Preview {
     /// Rows to look at: JSON Lines, or CSV with a header
     #[arg(long)]
     train_file: PathBuf,
+    /// What the rows hold
+    #[arg(long, value_enum, default_value_t = Task::CausalLm)]
+    task: Task,
     /// Rows to show
     #[arg(long, default_value_t = 3)]
     rows: usize,
@@ -48,45 +56,113 @@ impl Preview {
             assistant_only_loss: self.assistant_only_loss,
             ..RowEncoder::new(tokenizer.as_ref(), self.max_length, config.vocab_size)
         };
+        let labels = match self.task {
+            Task::CausalLm if self.check => return self.list_bad(&encoder),
+            Task::CausalLm => return self.show(encoder),
+            Task::Classification => Labels::Classes(vec![]),
+            Task::Regression => Labels::Numbers,
+        };
         match self.check {
-            true => self.list_bad(&encoder),
-            false => self.show(encoder),
+            true => self.list_bad_labels(&encoder, &labels),
+            false => self.show_labelled(&encoder, &labels),
         }
     }
 
-    /// All bad rows, one a line; fails if there is one.
-    fn list_bad(&self, encoder: &RowEncoder) -> Result<ExitCode> {
+    /// Prints a bad row, unless enough are.
+    fn list(&self, row: &BadRow, shown: &mut usize) {
+        if *shown < self.limit {
+            *shown += 1;
+            let path = self.train_file.display();
+            let line = format!("{path}:{}: {}", row.line, row.what);
+            let _ = writeln!(stdout(), "{}", plain(&line));
+        }
+    }
+
+    /// What there is to say when all bad rows are listed.
+    fn sum_up(
+        &self,
+        bad: usize,
+        shown: usize,
+        others: Option<String>,
+    ) -> Result<ExitCode> {
         let path = self.train_file.display();
-        let mut shown = 0;
-        let (bad, summary, lengths) =
-            check(&self.train_file, encoder, &mut |row| {
-                if shown < self.limit {
-                    shown += 1;
-                    let _ = writeln!(stdout(), "{path}:{}: {}", row.line, row.what);
-                }
-            })?;
         if bad > shown {
             let more = bad - shown;
             say(&format!("and {more} more bad rows; --limit shows more"))?;
         }
-        if summary.rows > 0 {
-            say(&format!("{path}: {summary}\n{lengths}"))?;
-        }
-        if bad == 0 && summary.rows == 0 {
-            bail!("{path}: no rows");
+        match others {
+            Some(others) => say(&format!("{path}: {others}"))?,
+            None if bad == 0 => bail!("{path}: no rows"),
+            None => {}
         }
         say(&format!("{bad} bad rows"))?;
         Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    /// As [`Preview::list_bad`], for rows with labels.
+    fn list_bad_labels(
+        &self,
+        encoder: &RowEncoder,
+        labels: &Labels,
+    ) -> Result<ExitCode> {
+        let (mut bad, mut shown) = (0, 0);
+        let limits = (encoder.max_length, encoder.vocab_size);
+        let tokenizer = encoder.tokenizer.as_ref();
+        let on_bad = &mut |row| {
+            bad += 1;
+            self.list(&row, &mut shown);
+        };
+        let path = &self.train_file;
+        let data = Labelled::check(path, tokenizer, limits, labels, on_bad)?;
+        let others = data.map(|data| format!("{data}\n{}", lengths(&data)));
+        self.sum_up(bad, shown, others)
+    }
+
+    /// The first rows with their labels.
+    fn show_labelled(
+        &self,
+        encoder: &RowEncoder,
+        labels: &Labels,
+    ) -> Result<ExitCode> {
+        let limits = (encoder.max_length, encoder.vocab_size);
+        let tokenizer = encoder.tokenizer.as_ref();
+        let data = Labelled::load(&self.train_file, tokenizer, limits, labels);
+        let data = data.map_err(with_hint)?;
+        for row in data.rows.iter().take(self.rows) {
+            let label = match &data.labels {
+                Labels::Classes(names) => {
+                    names.get(row.target as usize).cloned().unwrap_or_default()
+                }
+                Labels::Numbers => row.target.to_string(),
+            };
+            let (line, n) = (row.line, row.ids.len());
+            say(&format!("line {line}: {n} tokens, label {}", visible(&label)))?;
+            let ids: Vec<String> = row.ids.iter().map(i64::to_string).collect();
+            say(&format!("ids   {}", ids.join(" ")))?;
+            if let Some(tokenizer) = tokenizer {
+                let text = tokenizer.decode_all(&row.ids)?;
+                say(&format!("text  {}\n", visible(&text)))?;
+            }
+        }
+        let path = self.train_file.display();
+        say(&format!("{path}: {data}\n{}", lengths(&data)))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// All bad rows, one a line; fails if there is one.
+    fn list_bad(&self, encoder: &RowEncoder) -> Result<ExitCode> {
+        let mut shown = 0;
+        let on_bad = &mut |row| self.list(&row, &mut shown);
+        let (bad, summary, lengths) = check(&self.train_file, encoder, on_bad)?;
+        let some = summary.rows > 0;
+        let others = some.then(|| format!("{summary}\n{lengths}"));
+        self.sum_up(bad, shown, others)
+    }
+
     /// The first rows, token by token.
     fn show(&self, encoder: RowEncoder) -> Result<ExitCode> {
         let tokenizer = encoder.tokenizer.clone();
-        let data =
-            Dataset::read(&self.train_file, encoder).map_err(|e| match e {
-                Error::Row { .. } => anyhow!("{e}\n(--check lists every bad row)"),
-                e => e.into(),
-            })?;
+        let data = Dataset::read(&self.train_file, encoder).map_err(with_hint)?;
         let colour =
             stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let mut shown = 0;
@@ -101,13 +177,24 @@ impl Preview {
         say(&format!("{}: {}", self.train_file.display(), data.summary))?;
         let held = data.examples.iter().map(|e| e.ids.len() as u32).collect();
         if !data.examples.is_empty() {
-            say(&downhill::data::Lengths::new(held).to_string())?;
+            say(&Lengths::new(held).to_string())?;
         }
         if !colour {
             say("[[ ]] marks what is learned")?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn with_hint(e: Error) -> anyhow::Error {
+    match e {
+        Error::Row { .. } => anyhow!("{e}\n(--check lists every bad row)"),
+        e => e.into(),
+    }
+}
+
+fn lengths(data: &Labelled) -> Lengths {
+    Lengths::new(data.rows.iter().map(|row| row.ids.len() as u32).collect())
 }
 
 /// A line on stdout; a closed pipe is the reader's way of saying enough.
@@ -152,9 +239,9 @@ fn described(
     });
     out += &format!("ids   {}\n", ids.collect::<Vec<_>>().join(" "));
     if let Some(tokenizer) = tokenizer {
-        let text = runs
-            .iter()
-            .map(|(learned, ids)| Ok(mark(*learned, tokenizer.decode_all(ids)?)));
+        let text = runs.iter().map(|(learned, ids)| {
+            Ok(mark(*learned, visible(&tokenizer.decode_all(ids)?)))
+        });
         out += &format!("text  {}\n", text.collect::<Result<Vec<_>>>()?.concat());
     }
     Ok(out)

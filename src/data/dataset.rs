@@ -2,7 +2,7 @@
 use super::{
     Example, RowEncoder, Tokenizer, order,
     row_encoder::Encoded,
-    rows::RowResult,
+    rows::{Row, RowResult},
     source::{Format, Record, Source},
     stream::Stream,
     summary::Summary,
@@ -11,7 +11,9 @@ use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     borrow::Cow,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 
@@ -24,8 +26,14 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// What was read, cut and skipped.
     pub summary: Summary,
+    encoder: RowEncoder,
+    /// By line: the rows whose labels do not say what a model is asked.
+    asked: Arc<BTreeMap<usize, Row>>,
     stream: Option<Stream>,
 }
+
+/// A row, itself where its labels do not say what is asked, and how it was encoded.
+pub(super) type Asked<'a> = (Cow<'a, Example>, Option<Row>, &'a RowEncoder);
 
 /// Rows tokenized at a time: enough to share among threads, little to hold.
 const CHUNK: usize = 1024;
@@ -70,22 +78,20 @@ impl Dataset {
         if source.length > STREAM_ABOVE {
             return Self::streamed(source, encoder);
         }
-        let mut data = Self {
-            path: source.path.clone(),
-            examples: Vec::new(),
-            summary: Summary::default(),
-            stream: None,
-        };
         let path = source.path.clone();
+        let (mut examples, mut asked) = (vec![], BTreeMap::new());
+        let mut summary = Summary::default();
         encode_all(&mut source, &encoder, usize::MAX, &mut |line, encoded| {
             let encoded = encoded.map_err(|what| Error::row(&path, line, what))?;
-            data.summary.add(&encoded);
+            summary.add(&encoded);
             if encoded.example.supervised() > 0 {
-                data.examples.push(encoded.example);
+                examples.push(encoded.example);
+                asked.extend(encoded.asked.map(|row| (line, row)));
             }
             Ok(())
         })?;
-        data.not_empty(encoder.max_length)
+        let asked = Arc::new(asked);
+        Self { path, examples, summary, encoder, asked, stream: None }.not_empty()
     }
 
     /// As [`Dataset::load`], whatever the file's size: only where each row begins is
@@ -104,22 +110,25 @@ impl Dataset {
             summary.add(&encoded);
             Ok(())
         })?;
-        let max_length = encoder.max_length;
-        let stream = Stream::index(&path, encoder)?;
+        let stream = Stream::index(&path, encoder.clone())?;
         summary.streamed = stream.len();
-        let data = Self { path, examples: vec![], summary, stream: Some(stream) };
-        data.not_empty(max_length)
+        let (examples, asked) = (vec![], Arc::default());
+        let stream = Some(stream);
+        Self { path, examples, summary, encoder, asked, stream }.not_empty()
     }
 
-    fn not_empty(self, max_length: usize) -> Result<Self> {
+    fn not_empty(self) -> Result<Self> {
         if self.summary.rows == 0 {
             let what = "empty; expected one JSON object per line, or in a .csv file a \
                         header and rows";
             return Err(Error::file(self.path, what));
         }
-        let all_seen = self.stream.as_ref().is_none_or(|s| s.len() <= CHUNK);
-        if all_seen && self.summary.skipped.len() == self.summary.rows {
-            return Err(Error::file(self.path, self.summary.nothing(max_length)));
+        // Of a streamed file as many rows are looked at as it takes to find one.
+        let learned = self.summary.skipped.len() < self.summary.rows;
+        let later = || self.stream.as_ref().map_or(Ok(false), Stream::teaches);
+        if !learned && !later()? {
+            let what = self.summary.nothing(self.encoder.max_length);
+            return Err(Error::file(self.path, what));
         }
         Ok(self)
     }
@@ -148,6 +157,39 @@ impl Dataset {
         match &self.stream {
             None => Ok(self.examples.get(i).map(Cow::Borrowed)),
             Some(stream) => Ok(stream.row(i)?.map(Cow::Owned)),
+        }
+    }
+
+    /// Row `i`, and what [`Dataset::questions`] needs besides.
+    pub(super) fn asked(&self, i: usize) -> Result<Option<Asked<'_>>> {
+        Ok(match &self.stream {
+            None => self.examples.get(i).map(|example| {
+                let row = self.asked.get(&example.line).cloned();
+                (Cow::Borrowed(example), row, &self.encoder)
+            }),
+            Some(stream) => stream
+                .encoded(i)?
+                .map(|e| (Cow::Owned(e.example), e.asked, &self.encoder)),
+        })
+    }
+
+    /// How many of its rows stand in `other` as well; of streamed rows it is not known.
+    pub fn repeats(&self, other: &Self) -> usize {
+        let known: HashSet<(&[i64], &[i64])> =
+            other.examples.iter().map(|e| (&e.ids[..], &e.labels[..])).collect();
+        let there = |e: &&Example| known.contains(&(&e.ids[..], &e.labels[..]));
+        self.examples.iter().filter(there).count()
+    }
+
+    pub(super) fn encoder(&self) -> &RowEncoder {
+        &self.encoder
+    }
+
+    /// The lines on which the rows begin.
+    pub(super) fn lines(&self) -> Cow<'_, [u32]> {
+        match &self.stream {
+            Some(stream) => stream.lines().into(),
+            None => self.examples.iter().map(|e| e.line as u32).collect(),
         }
     }
 
@@ -186,10 +228,22 @@ impl Dataset {
             None => Summary::of(&data.examples),
             Some(s) => Summary { streamed: s.len(), ..data.summary.clone() },
         };
+        let (encoder, asked) = (self.encoder.clone(), self.asked.clone());
+        let summary = self.summary.clone();
         let mut validation =
-            Self { path, examples, summary: self.summary.clone(), stream };
-        validation.summary = of(&validation);
-        self.summary = of(&self);
+            Self { path, examples, summary, encoder, asked, stream };
+        for part in [&mut validation, &mut self] {
+            part.summary = of(part);
+            if let Some(stream) = &part.stream
+                && !stream.teaches()?
+            {
+                let what = format!(
+                    "{share} leaves rows without a token to learn to one part; {}",
+                    part.summary.nothing(part.encoder.max_length)
+                );
+                return Err(Error::setting("--validation-split", what));
+            }
+        }
         Ok((self, validation))
     }
 }

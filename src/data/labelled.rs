@@ -1,26 +1,19 @@
 //! Rows with a label each: a text and the class it belongs to, or a number.
 use super::{
-    Batch, Records, Tokenizer,
+    BadRow, Batch, Labels, Records, Tokenizer,
     dataset::held_out,
+    labels::OnBad,
     rows::{RowResult, filled, integers, names, shown},
+    summary::some,
 };
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::{
-    collections::BTreeSet,
+    collections::HashMap,
     fmt,
     path::{Path, PathBuf},
 };
 use tch::Tensor;
-
-/// What the labels of a file are.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Labels {
-    /// One of these names each; the place of a name is the number of its class.
-    Classes(Vec<String>),
-    /// A number each.
-    Numbers,
-}
 
 /// One labelled row as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +24,38 @@ pub struct LabelledRow {
     pub target: f64,
     /// The line of the file that it came from, counted from 1.
     pub line: usize,
+}
+
+impl LabelledRow {
+    /// A row with its label, and whether it was cut.
+    fn new(
+        labels: (&Labels, &HashMap<String, usize>),
+        raw: Raw,
+        tokenizer: Option<&Tokenizer>,
+        (max_length, vocab_size): (usize, i64),
+    ) -> RowResult<(Self, bool)> {
+        let target = labels.0.target(&raw.label, labels.1)?;
+        let mut ids = match raw.text {
+            Text::Ids(ids) => ids,
+            Text::Plain(text) => {
+                let what = "`text` needs a tokenizer, and the checkpoint has no \
+                            tokenizer.json; add one, or write `input_ids`";
+                let ids = tokenizer.ok_or(what)?.ids(&text, true);
+                ids.map_err(|what| format!("`text` {what}"))?
+            }
+        };
+        if let Some(id) = ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
+            return Err(format!(
+                "its token {id} is outside the model's vocabulary of {vocab_size}"
+            ));
+        }
+        if ids.is_empty() {
+            return Err("`text` has no token; expected some".into());
+        }
+        let cut = ids.len() > max_length;
+        ids.truncate(max_length);
+        Ok((Self { ids, target, line: raw.line }, cut))
+    }
 }
 
 /// The labelled rows of a file. `Display` says in one line what they are.
@@ -66,47 +91,67 @@ impl Labelled {
         wanted: &Labels,
     ) -> Result<Self> {
         let path = path.as_ref();
-        if max_length == 0 {
+        let refuse = &mut |line, what| Err(Error::row(path, line, what));
+        let limits = (max_length, vocab_size);
+        let found = Self::gather(path, tokenizer, limits, wanted, refuse)?;
+        found.ok_or_else(|| Error::file(path, "no row; expected texts with labels"))
+    }
+
+    /// As [`Labelled::load`]; but the bad rows are given to `on_bad`, and left out.
+    /// Returns the others, or none where there is none.
+    ///
+    /// # Errors
+    /// A file that cannot be read; one whose rows all have the same label.
+    pub fn check(
+        path: impl AsRef<Path>,
+        tokenizer: Option<&Tokenizer>,
+        limits: (usize, i64),
+        wanted: &Labels,
+        on_bad: &mut dyn FnMut(BadRow),
+    ) -> Result<Option<Self>> {
+        let on_bad = &mut |line, what| {
+            on_bad(BadRow { line, what });
+            Ok(())
+        };
+        Self::gather(path.as_ref(), tokenizer, limits, wanted, on_bad)
+    }
+
+    fn gather(
+        path: &Path,
+        tokenizer: Option<&Tokenizer>,
+        limits: (usize, i64),
+        wanted: &Labels,
+        on_bad: OnBad,
+    ) -> Result<Option<Self>> {
+        if limits.0 == 0 {
             return Err(Error::setting("--max-length", "0; at least 1"));
         }
-        let raw = read(path)?;
+        let raw = read(path, on_bad)?;
         if raw.is_empty() {
-            return Err(Error::file(path, "no row; expected texts with labels"));
+            return Ok(None);
         }
         let labels = match wanted {
-            Labels::Classes(names) if names.is_empty() => classes(path, &raw)?,
+            Labels::Classes(names) if names.is_empty() => {
+                let labels = raw.iter().map(|r| (r.line, r.label.as_str(), r.truth));
+                Labels::classes(path, labels.collect(), on_bad)?
+            }
             known => known.clone(),
         };
-        let mut data =
-            Self { path: path.into(), rows: vec![], labels, truncated: vec![] };
-        for Raw { text, label, line } in raw {
-            let wrong = |what: String| Error::row(path, line, what);
-            let target = data.labels.target(&label).map_err(wrong)?;
-            let mut ids = match text {
-                Text::Ids(ids) => ids,
-                Text::Plain(text) => {
-                    let what = "`text` needs a tokenizer, and the checkpoint has no \
-                                tokenizer.json; add one, or write `input_ids`";
-                    tokenizer
-                        .ok_or_else(|| wrong(what.into()))?
-                        .encode(&text, true)?
+        let (rows, truncated) = (vec![], vec![]);
+        let mut data = Self { path: path.into(), rows, labels, truncated };
+        let numbers = data.labels.numbers();
+        for raw in raw {
+            let line = raw.line;
+            match LabelledRow::new((&data.labels, &numbers), raw, tokenizer, limits)
+            {
+                Ok((row, cut)) => {
+                    data.truncated.extend(cut.then_some(line));
+                    data.rows.push(row);
                 }
-            };
-            if let Some(id) = ids.iter().find(|id| !(0..vocab_size).contains(*id)) {
-                return Err(wrong(format!(
-                    "its token {id} is outside the model's vocabulary of {vocab_size}"
-                )));
+                Err(what) => on_bad(line, what)?,
             }
-            if ids.is_empty() {
-                return Err(wrong("`text` has no token; expected some".into()));
-            }
-            if ids.len() > max_length {
-                ids.truncate(max_length);
-                data.truncated.push(line);
-            }
-            data.rows.push(LabelledRow { ids, target, line });
         }
-        Ok(data)
+        Ok(Some(data))
     }
 
     /// Takes `share` of the rows away, at least one, drawn by `seed`, for validation:
@@ -133,43 +178,10 @@ impl Labelled {
     /// How many rows have each class.
     pub fn counts(&self) -> Vec<usize> {
         let Labels::Classes(names) = &self.labels else { return vec![] };
-        let of = |i| self.rows.iter().filter(|r| r.target == i as f64).count();
-        (0..names.len()).map(of).collect()
+        let mut counts = vec![0; names.len()];
+        self.rows.iter().for_each(|row| counts[row.target as usize] += 1);
+        counts
     }
-}
-
-impl Labels {
-    /// Scores that a model gives for them.
-    pub fn scores(&self) -> i64 {
-        match self {
-            Self::Classes(names) => names.len() as i64,
-            Self::Numbers => 1,
-        }
-    }
-
-    fn target(&self, label: &str) -> std::result::Result<f64, String> {
-        match self {
-            Self::Classes(names) => match names.iter().position(|n| n == label) {
-                Some(i) => Ok(i as f64),
-                None => Err(format!(
-                    "`label` is {label:?}, which the training rows do not have; \
-                     expected {}",
-                    some(names)
-                )),
-            },
-            Self::Numbers => match label.parse::<f64>() {
-                Ok(x) if (x as f32).is_finite() => Ok(x),
-                _ => Err(format!("`label` is {label:?}; expected a finite number")),
-            },
-        }
-    }
-}
-
-/// The first few names.
-fn some(names: &[String]) -> String {
-    let more = if names.len() > 8 { ", ..." } else { "" };
-    let names: Vec<_> = names.iter().take(8).map(String::as_str).collect();
-    names.join(", ") + more
 }
 
 impl fmt::Display for Labelled {
@@ -241,53 +253,45 @@ enum Text {
 struct Raw {
     text: Text,
     label: String,
+    /// The label was written as a truth value of JSON.
+    truth: bool,
     line: usize,
 }
 
-/// The distinct labels of a file.
-fn classes(path: &Path, rows: &[Raw]) -> Result<Labels> {
-    let distinct: BTreeSet<&String> = rows.iter().map(|r| &r.label).collect();
-    let mut names: Vec<String> = distinct.into_iter().cloned().collect();
-    let numbers: Option<Vec<i64>> = names.iter().map(|n| n.parse().ok()).collect();
-    match numbers {
-        Some(_) => names.sort_by_key(|n| n.parse::<i64>().unwrap_or(0)),
-        None if names.iter().all(|n| n.parse::<f64>().is_ok()) => {
-            let what = "the labels are numbers, and not whole ones; use --task \
-                        regression, or write the classes as names";
-            return Err(Error::file(path, what));
-        }
-        None => {}
-    }
-    if let [only] = &names[..] {
-        let what = format!(
-            "every row has the label {only:?}; a classification needs at least 2"
-        );
-        return Err(Error::file(path, what));
-    }
-    Ok(Labels::Classes(names))
-}
-
 /// The rows as they are written.
-fn read(path: &Path) -> Result<Vec<Raw>> {
+fn read(path: &Path, on_bad: OnBad) -> Result<Vec<Raw>> {
     let records = Records::open(path)?;
     let columns = records.columns().map(<[String]>::to_vec);
     for name in ["text", "label"] {
         if let Some(found) = &columns
             && !found.iter().any(|column| column == name)
         {
-            let found = found.join(", ");
+            let found = some(found);
             let what = format!("no column `{name}`; the header has {found}");
             return Err(Error::row(path, 1, what));
         }
     }
-    let row = |record: Result<(usize, Map<String, Value>)>| {
-        let (line, fields) = record?;
-        let wrong = |what| Error::row(path, line, what);
-        let text = words(&fields).map_err(wrong)?;
-        let label = label(&fields, columns.is_some()).map_err(wrong)?;
-        Ok(Raw { text, label, line })
-    };
-    records.map(row).collect()
+    let table = columns.is_some();
+    let mut rows = Vec::new();
+    for record in records {
+        let (line, fields) = match record {
+            Ok(record) => record,
+            Err(Error::Row { line, what, .. }) => {
+                on_bad(line, what)?;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let row = words(&fields).and_then(|text| {
+            let truth = matches!(fields.get("label"), Some(Value::Bool(_)));
+            Ok(Raw { text, label: label(&fields, table)?, truth, line })
+        });
+        match row {
+            Ok(row) => rows.push(row),
+            Err(what) => on_bad(line, what)?,
+        }
+    }
+    Ok(rows)
 }
 
 fn words(fields: &Map<String, Value>) -> RowResult<Text> {
@@ -303,6 +307,7 @@ fn label(fields: &Map<String, Value>, table: bool) -> RowResult<String> {
     let label = match fields.get("label") {
         Some(Value::String(name)) => name.trim().to_string(),
         Some(Value::Number(n)) => n.to_string(),
+        Some(Value::Bool(truth)) => truth.to_string(),
         Some(other) => {
             let found = shown(other);
             return Err(format!("`label` is {found}; expected a name or a number"));

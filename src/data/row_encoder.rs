@@ -27,6 +27,8 @@ pub(super) struct Encoded {
     /// The names of its fields.
     pub(super) kind: &'static str,
     pub(super) example: Example,
+    /// The row itself, where the labels do not say what a model is asked.
+    pub(super) asked: Option<Row>,
     /// It was longer than the limit.
     pub(super) cut: bool,
 }
@@ -56,6 +58,13 @@ impl RowEncoder {
     ) -> RowResult<Encoded> {
         let row = Row::new(&fields(format, bytes)?, self.vocab_size)?;
         let kind = row.kind();
+        let asked = match &row {
+            Row::Messages(_) => Some(row.clone()),
+            Row::Completion { .. } if !self.completion_only_loss => {
+                Some(row.clone())
+            }
+            _ => None,
+        };
         let (mut ids, mut labels) = match row {
             Row::Ids { ids, labels } => (ids, labels),
             row => self.tokenize(row)?,
@@ -74,11 +83,16 @@ impl RowEncoder {
         let cut = ids.len() > self.max_length;
         ids.truncate(self.max_length);
         labels.truncate(self.max_length);
-        Ok(Encoded { kind, example: Example { ids, labels, line }, cut })
+        if cut {
+            // The room of what was cut would stay taken.
+            ids.shrink_to_fit();
+            labels.shrink_to_fit();
+        }
+        Ok(Encoded { kind, example: Example { ids, labels, line }, asked, cut })
     }
 
     /// Ids, and a label per id: the id itself where it is learned.
-    fn tokenize(&self, row: Row) -> RowResult<(Vec<i64>, Vec<i64>)> {
+    pub(super) fn tokenize(&self, row: Row) -> RowResult<(Vec<i64>, Vec<i64>)> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(format!(
                 "{} needs a tokenizer, and the checkpoint has no tokenizer.json; add \

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt};
 pub(super) type RowResult<T> = Result<T, String>;
 
 /// A row as it is written, checked but not yet tokenized.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Row {
     /// A prompt, and the completion that is learned.
     Completion { prompt: String, completion: String },
@@ -105,13 +105,51 @@ pub(super) fn object(line: &str) -> RowResult<Map<String, Value>> {
         Err(e) => {
             let what = e.to_string();
             let what = what.split(" at line ").next().unwrap_or_default();
-            let column = e.column();
+            let (column, what) = match (half_character(line), line) {
+                (Some((column, what)), _) => (column, what),
+                (None, line) if line.starts_with('[') && e.is_eof() => (
+                    1,
+                    format!(
+                        "{what}: a list over several lines; take its brackets and commas out"
+                    ),
+                ),
+                _ => (e.column(), what.to_string()),
+            };
             Err(format!(
                 "not a JSON object (column {column}: {what}); expected one whole object \
                  per line, such as {LIKE}"
             ))
         }
     }
+}
+
+/// Where a line of JSON escapes half of a character: one beyond U+FFFF is written as
+/// two escapes, and some programs cut a text between them.
+fn half_character(line: &str) -> Option<(usize, String)> {
+    let escape = |at: usize| {
+        let code = line.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(code, 16).ok()
+    };
+    let mut at = 0;
+    while let Some(found) = line[at..].find('\\') {
+        at += found;
+        let second = |at| matches!(escape(at), Some(0xdc00..=0xdfff));
+        at += match escape(at) {
+            Some(0xd800..=0xdbff) if second(at + 6) => 12,
+            Some(0xd800..=0xdfff) => {
+                let code = &line[at..at + 6];
+                return Some((
+                    at + 1,
+                    format!(
+                        "`{code}` is half of a character, without its other half; \
+                         write both, or take it out"
+                    ),
+                ));
+            }
+            _ => 1 + line[at + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+    }
+    None
 }
 
 /// The first field that an object of JSON has twice; `Value` keeps the last.

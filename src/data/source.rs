@@ -1,20 +1,26 @@
 //! The rows of a JSON Lines or CSV file, one after the other, without holding them.
-use super::rows::{RowResult, object};
+use super::{
+    record::{Ends, LONGEST},
+    rows::{RowResult, object},
+    summary::some,
+};
+use crate::files::{self, BOM};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::{
+    collections::HashSet,
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 /// How a file's rows are written.
 #[derive(Clone, Debug)]
-pub(super) enum Format {
-    /// One JSON object per line.
-    Jsonl,
-    /// A header and comma-separated cells; these are the names of the columns.
-    Csv(Vec<String>),
+pub(super) struct Format {
+    /// Where they end.
+    pub(super) ends: Ends,
+    /// In CSV, the names of the columns; otherwise a row is a JSON object.
+    pub(super) columns: Option<Vec<String>>,
 }
 
 /// A file that is read from its beginning to its end.
@@ -38,19 +44,41 @@ pub(super) struct Record {
 impl Source {
     /// Opens `path`; a name that ends in `.csv` is CSV, any other JSON Lines.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let mut source = Self {
-            path: path.into(),
-            format: Format::Jsonl,
-            length,
-            at: 0,
-            file: BufReader::with_capacity(1 << 20, file),
-            line: 0,
+        let io = |e| Error::io(path, e);
+        let file = files::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        let mut file = BufReader::with_capacity(1 << 20, file);
+        let head = file.fill_buf().map_err(io)?;
+        if let Some(what) = files::foreign(head) {
+            return Err(Error::file(path, what));
+        }
+        if let Some(what) = files::utf16(head) {
+            let what = match head[0] {
+                0xfe | 0xff => format!("byte 1 is not UTF-8: the file is {what}"),
+                _ => format!("a NUL byte: the file is {what}"),
+            };
+            return Err(Error::row(path, 1, what));
+        }
+        let page = |start: &str| {
+            let begins = head.trim_ascii_start().get(..start.len());
+            begins.is_some_and(|b| b.eq_ignore_ascii_case(start.as_bytes()))
         };
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
-            source.format = Format::Csv(vec![]);
-            source.format = Format::Csv(source.header()?);
+        if ["<!doctype", "<html", "<?xml"].into_iter().any(page) {
+            let what = "a web page, not rows; was the page about the file saved \
+                        instead of the file?";
+            return Err(Error::row(path, 1, what));
+        }
+        // Some editors begin a file with a byte order mark.
+        let at = if head.starts_with(BOM) { BOM.len() as u64 } else { 0 };
+        file.seek(SeekFrom::Start(at)).map_err(io)?;
+        let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+        let ends = Ends::find(&mut file, csv).map_err(io)?;
+        file.seek(SeekFrom::Start(at)).map_err(io)?;
+        let format = Format { ends, columns: None };
+        let path = path.into();
+        let mut source = Self { path, format, length, at, file, line: 0 };
+        if csv {
+            source.format.columns = Some(source.header()?);
         }
         Ok(source)
     }
@@ -62,10 +90,15 @@ impl Source {
             return Err(Error::file(&self.path, what));
         };
         let wrong = |what| Error::row(&self.path, header.line, what);
-        let names = cells(&header.bytes).map_err(wrong)?;
+        let names = cells(self.format.ends, &header.bytes).map_err(wrong)?;
         let names: Vec<String> = names.iter().map(|n| n.trim().into()).collect();
+        if names.iter().take(1).any(|n| n.starts_with("sep=")) {
+            let what = "a hint for Excel, not a header; delete this line, and save \
+                        the file with commas between columns";
+            return Err(wrong(what.into()));
+        }
         if let [all] = &names[..]
-            && let Some(sign) = all.chars().find(|c| matches!(c, ';' | '\t'))
+            && let Some(sign) = all.chars().find(|c| matches!(c, ';' | '\t' | '|'))
         {
             let what = format!(
                 "found one column `{all}`, with {sign:?} in its name; expected commas \
@@ -73,13 +106,12 @@ impl Source {
             );
             return Err(wrong(what));
         }
-        for (i, name) in names.iter().enumerate() {
-            if names[..i].contains(name) {
-                let what = format!("two columns are called `{name}`; rename one");
-                return Err(wrong(what));
+        match twice(&names) {
+            Some(name) => {
+                Err(wrong(format!("two columns are called `{name}`; rename one")))
             }
+            None => Ok(names),
         }
-        Ok(names)
     }
 
     /// The next row; blank lines are passed over.
@@ -97,33 +129,26 @@ impl Source {
         loop {
             bytes.clear();
             let (line, at) = (self.line + 1, self.at);
-            let csv = matches!(self.format, Format::Csv(_));
-            let read = read_record(&mut self.file, csv, bytes);
-            let (lines, closed) = read.map_err(|e| Error::io(&self.path, e))?;
+            let read = self.format.ends.read(&mut self.file, bytes);
+            let Some(lines) = read.map_err(|e| Error::io(&self.path, e))? else {
+                return Err(Error::row(&self.path, line, too_long(bytes)));
+            };
             if bytes.is_empty() {
                 return Ok(None);
             }
-            if !closed {
-                let what =
-                    "a quoted cell of this row is never closed; add the quote";
-                return Err(Error::row(&self.path, line, what));
-            }
             self.line += lines;
             self.at += bytes.len() as u64;
-            // Some editors begin a file with a byte order mark.
-            if at == 0 && bytes.starts_with(b"\xef\xbb\xbf") {
-                bytes.drain(..3);
-            }
             if !bytes.trim_ascii().is_empty() {
                 return Ok(Some((line, at)));
             }
         }
     }
 
-    /// The next rows, at most `n`.
+    /// The next rows, at most `n`, and fewer of long ones.
     pub(super) fn take(&mut self, n: usize) -> Result<Vec<Record>> {
-        let mut records = Vec::new();
+        let (mut records, from) = (Vec::new(), self.at);
         while records.len() < n
+            && self.at - from < TOGETHER
             && let Some(record) = self.next()?
         {
             records.push(record);
@@ -132,49 +157,23 @@ impl Source {
     }
 }
 
-/// Bytes in a row at most: a file that is no text may have no line end.
-const LONGEST: u64 = 256 << 20;
+/// Bytes of rows that are held before they are tokenized: hardly more than these.
+const TOGETHER: u64 = 8 << 20;
 
-/// Reads up to the end of a row: a line's, or in CSV the first outside of quotes.
-/// Returns how many lines it has, and whether its quotes are closed.
-pub(super) fn read_record(
-    reader: &mut impl BufRead,
-    csv: bool,
-    into: &mut Vec<u8>,
-) -> io::Result<(usize, bool)> {
-    let (mut lines, mut quoted, mut start_of_cell) = (0, false, true);
-    loop {
-        let from = into.len();
-        let room = LONGEST.saturating_sub(from as u64);
-        if reader.by_ref().take(room).read_until(b'\n', into)? == 0 {
-            return match room {
-                0 => {
-                    Err(io::Error::other("a row of more than 256 MiB; is it text?"))
-                }
-                _ => Ok((lines, !quoted)),
-            };
-        }
-        if into.len() as u64 == LONGEST {
-            continue;
-        }
-        lines += 1;
-        if !csv {
-            return Ok((lines, true));
-        }
-        let mut after_quote = false; // a second quote then stands for itself
-        for &b in &into[from..] {
-            if b == b'"' && (quoted || start_of_cell || after_quote) {
-                after_quote = quoted;
-                quoted = !quoted;
-            } else {
-                after_quote = false;
-            }
-            start_of_cell = !quoted && b == b',';
-        }
-        if !quoted {
-            return Ok((lines, true));
-        }
-    }
+/// What to say of a row that does not end.
+pub(super) fn too_long(bytes: &[u8]) -> String {
+    let most = LONGEST >> 20;
+    let fix = match bytes.contains(&b'"') {
+        true => "is a quotation mark open, or a line end missing?",
+        false => "is it text?",
+    };
+    format!("a row of more than {most} MiB; split it ({fix})")
+}
+
+/// The first name that is there twice.
+pub(super) fn twice(names: &[String]) -> Option<&String> {
+    let mut seen = HashSet::new();
+    names.iter().find(|name| !seen.insert(*name))
 }
 
 /// The fields of a row's bytes. Cells of CSV are strings.
@@ -182,36 +181,40 @@ pub(super) fn fields(
     format: &Format,
     bytes: &[u8],
 ) -> RowResult<Map<String, Value>> {
-    let Format::Csv(names) = format else {
+    let Some(names) = &format.columns else {
         let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(&e))?;
         return object(text.trim());
     };
-    let cells = cells(bytes)?;
+    let cells = cells(format.ends, bytes)?;
     if cells.len() != names.len() {
         return Err(format!(
             "{} cells, but the header has {} ({}); put a cell that holds a comma or a \
              line end in double quotes",
             cells.len(),
             names.len(),
-            names.join(", ")
+            some(names)
         ));
     }
     let cells = cells.iter().map(|cell| Value::String(cell.into()));
     Ok(names.iter().cloned().zip(cells).collect())
 }
 
-fn cells(bytes: &[u8]) -> RowResult<csv::StringRecord> {
+fn cells(ends: Ends, bytes: &[u8]) -> RowResult<csv::StringRecord> {
     let mut reader = csv::ReaderBuilder::new();
     let mut reader = reader.has_headers(false).flexible(true).from_reader(bytes);
     let mut record = csv::ByteRecord::new();
     let read = reader.read_byte_record(&mut record);
     read.map_err(|e| format!("not a row of CSV: {e}"))?;
-    csv::StringRecord::from_byte_record(record).map_err(|e| {
+    let record = csv::StringRecord::from_byte_record(record).map_err(|e| {
         format!(
             "cell {}: not UTF-8; save the file as UTF-8",
             e.utf8_error().field() + 1
         )
-    })
+    })?;
+    match ends.wrong(bytes) {
+        Some(what) => Err(what.into()),
+        None => Ok(record),
+    }
 }
 
 fn not_utf8(e: &std::str::Utf8Error) -> String {
@@ -233,10 +236,7 @@ impl Records {
 
     /// The names of a CSV file's columns.
     pub fn columns(&self) -> Option<&[String]> {
-        match &self.0.format {
-            Format::Csv(names) => Some(names),
-            Format::Jsonl => None,
-        }
+        self.0.format.columns.as_deref()
     }
 }
 

@@ -4,9 +4,9 @@ use super::{
     dataset::{of_one_kind, on_all_cores, progress_bar},
     row_encoder::Encoded,
     rows::RowResult,
-    source::{Format, Record, Source, read_record},
+    source::{Format, Record, Source},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -58,7 +58,7 @@ impl Stream {
             }
         }
         bar.finish_and_clear();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = files::open(path).map_err(|e| Error::io(path, e))?;
         Ok(Self {
             path: path.into(),
             format: source.format,
@@ -71,15 +71,55 @@ impl Stream {
         })
     }
 
+    pub(super) fn lines(&self) -> &[u32] {
+        &self.lines
+    }
+
     pub(super) fn len(&self) -> usize {
         self.starts.len()
     }
 
     /// Row `i`, or `None` where it has no token to learn.
     pub(super) fn row(&self, i: usize) -> Result<Option<Example>> {
+        Ok(self.encoded(i)?.map(|row| row.example))
+    }
+
+    /// As [`Stream::row`], with what is asked of it.
+    pub(super) fn encoded(&self, i: usize) -> Result<Option<Encoded>> {
         let record = self.record(i)?;
         let row = self.encoder.encode(&self.format, record.line, &record.bytes);
         self.checked(record.line, row)
+    }
+
+    /// Whether any row has a token to learn: rows are read until one has.
+    pub(super) fn teaches(&self) -> Result<bool> {
+        // Mostly it is the first; else all cores look.
+        if self.row(0)?.is_some() {
+            return Ok(true);
+        }
+        let bar = progress_bar(self.len() as u64, &self.path);
+        for from in (0..self.len()).step_by(CHUNK) {
+            let rows = self.chunk(from)?;
+            if rows.iter().any(Option::is_some) {
+                return Ok(true);
+            }
+            bar.set_position(from as u64);
+        }
+        bar.finish_and_clear();
+        Ok(false)
+    }
+
+    /// The rows from `from` on, as many as are read at a time.
+    fn chunk(&self, from: usize) -> Result<Vec<Option<Example>>> {
+        let to = self.len().min(from + CHUNK);
+        let records = (from..to).map(|i| self.record(i));
+        let records = records.collect::<Result<Vec<_>>>()?;
+        let rows = on_all_cores(&records, &self.format, &self.encoder);
+        let checked = |(record, row): (&Record, _)| {
+            let row = self.checked(record.line, row)?;
+            Ok(row.map(|row| row.example))
+        };
+        records.iter().zip(rows).map(checked).collect()
     }
 
     /// Tokens of every row; 0 where none is learned.
@@ -87,15 +127,11 @@ impl Stream {
         let bar = progress_bar(self.len() as u64, &self.path);
         let mut lengths = Vec::with_capacity(self.len());
         while lengths.len() < self.len() {
-            let to = self.len().min(lengths.len() + CHUNK);
-            let records = (lengths.len()..to).map(|i| self.record(i));
-            let records = records.collect::<Result<Vec<_>>>()?;
-            let rows = on_all_cores(&records, &self.format, &self.encoder);
-            for (record, row) in records.iter().zip(rows) {
-                let row = self.checked(record.line, row)?;
-                lengths.push(row.map_or(0, |e| e.ids.len() as u32));
-            }
-            bar.set_position(to as u64);
+            let rows = self.chunk(lengths.len())?;
+            let tokens =
+                |e: &Option<Example>| e.as_ref().map_or(0, |e| e.ids.len() as u32);
+            lengths.extend(rows.iter().map(tokens));
+            bar.set_position(lengths.len() as u64);
         }
         bar.finish_and_clear();
         Ok(lengths)
@@ -105,11 +141,11 @@ impl Stream {
         &self,
         line: usize,
         row: RowResult<Encoded>,
-    ) -> Result<Option<Example>> {
+    ) -> Result<Option<Encoded>> {
         let row = of_one_kind(row, line, &mut self.first.clone());
         let row = row.map_err(|what| Error::row(&self.path, line, what))?;
         if row.example.supervised() > 0 {
-            return Ok(Some(row.example));
+            return Ok(Some(row));
         }
         let mut skipped =
             self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,13 +159,10 @@ impl Stream {
         let mut bytes = Vec::new();
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let read = file.seek(SeekFrom::Start(at)).and_then(|_| {
-            let csv = matches!(self.format, Format::Csv(_));
-            read_record(&mut BufReader::new(&mut *file), csv, &mut bytes)
+            let mut reader = BufReader::new(&mut *file);
+            self.format.ends.read(&mut reader, &mut bytes)
         });
         read.map_err(|e| Error::io(&self.path, e))?;
-        if at == 0 && bytes.starts_with(b"\xef\xbb\xbf") {
-            bytes.drain(..3);
-        }
         Ok(Record { line, bytes })
     }
     // ANCHOR_END: record

@@ -40,6 +40,10 @@ impl Summary {
     /// What to say where no row has a token to learn.
     pub(super) fn nothing(&self, max_length: usize) -> String {
         let fix = match self.truncated.len() {
+            _ if self.streamed > 0 && !self.truncated.is_empty() => format!(
+                "they are cut to --max-length {max_length}; raise it, or check the \
+                 labels"
+            ),
             0 => "a label that is learned is needed behind the first token; in \
                   `messages`, an assistant's turn"
                 .into(),
@@ -48,7 +52,8 @@ impl Summary {
                  labels"
             ),
         };
-        format!("no row has a token to learn, of {}: {fix}", self.rows)
+        let rows = self.rows.max(self.streamed);
+        format!("no row has a token to learn, of {rows}: {fix}")
     }
 
     fn count(&mut self, example: &Example) {
@@ -85,6 +90,13 @@ impl fmt::Display for Summary {
         }
         Ok(())
     }
+}
+
+/// The first few names.
+pub(super) fn some(names: &[String]) -> String {
+    let more = if names.len() > 8 { ", ..." } else { "" };
+    let names: Vec<_> = names.iter().take(8).map(String::as_str).collect();
+    names.join(", ") + more
 }
 
 /// The first five of some lines.

@@ -1,5 +1,10 @@
 //! A CSV file as typed columns.
-use crate::{Error, Result};
+use super::{
+    record::Ends,
+    source::{too_long, twice},
+    summary::some,
+};
+use crate::{Error, Result, files};
 use std::path::{Path, PathBuf};
 
 /// The columns of a CSV file with a header.
@@ -32,7 +37,7 @@ impl Table {
     /// `categories` that no column has. Each names line and column.
     pub fn read(path: impl AsRef<Path>, categories: &[&str]) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = whole(path)?;
         // Rows of unequal length are told by us.
         let mut reader = csv::ReaderBuilder::new()
             .flexible(true)
@@ -47,15 +52,13 @@ impl Table {
         if names.is_empty() {
             return Err(Error::file(path, "empty; a header and rows are needed"));
         }
-        for (i, name) in names.iter().enumerate() {
-            if name.is_empty() {
-                let what = format!("column {} has no name; give it one", i + 1);
-                return Err(Error::row(path, 1, what + ", or delete the column"));
-            }
-            if names[..i].contains(name) {
-                let what = format!("two columns are called `{name}`; rename one");
-                return Err(Error::row(path, 1, what));
-            }
+        if let Some(i) = names.iter().position(String::is_empty) {
+            let what = format!("column {} has no name; give it one", i + 1);
+            return Err(Error::row(path, 1, what + ", or delete the column"));
+        }
+        if let Some(name) = twice(&names) {
+            let what = format!("two columns are called `{name}`; rename one");
+            return Err(Error::row(path, 1, what));
         }
         if let Some(name) =
             categories.iter().find(|c| !names.iter().any(|n| n == *c))
@@ -63,11 +66,9 @@ impl Table {
             return Err(Error::file(path, no_column(name, &names)));
         }
         let mut cells: Vec<Vec<(Option<String>, usize)>> = vec![vec![]; names.len()];
-        let mut open = None;
         for record in reader.records() {
             let record = record.map_err(malformed)?;
             let line = record.position().map_or(0, |at| line(&bytes, at));
-            open = record.position().map(|at| (at.byte() as usize, line));
             if record.len() != names.len() {
                 let (found, wanted) = (record.len(), names.len());
                 let what = format!("{found} cells, but the header has {wanted}");
@@ -76,13 +77,6 @@ impl Table {
             for (column, cell) in cells.iter_mut().zip(&record) {
                 column.push((present(cell), line));
             }
-        }
-        // The last record swallows the rest of the file if a quote stays open in it.
-        let quotes = |at: usize| bytes[at..].iter().filter(|b| **b == b'"').count();
-        if let Some((_, line)) = open.filter(|(at, _)| quotes(*at) % 2 == 1) {
-            let what = "a quotation mark opens here and is never closed; close it, or \
-                        write it twice if it belongs to the text";
-            return Err(Error::row(path, line, what));
         }
         let rows = cells[0].len();
         if rows == 0 {
@@ -182,6 +176,38 @@ impl Table {
     }
 }
 
+/// The bytes of a file whose rows can all be split into cells, its lines ended by line
+/// feeds.
+fn whole(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = files::read(path).map_err(|e| Error::io(path, e))?;
+    let odd = files::foreign(&bytes).or_else(|| files::utf16(&bytes));
+    if let Some(what) = odd {
+        return Err(Error::file(path, what));
+    }
+    if bytes.starts_with(files::BOM) {
+        bytes.drain(..files::BOM.len());
+    }
+    let ends = Ends::find(&mut bytes.as_slice(), true);
+    let ends = ends.map_err(|e| Error::io(path, e))?;
+    let (mut rest, mut row, mut line) = (bytes.as_slice(), Vec::new(), 1);
+    loop {
+        row.clear();
+        let read = ends.read(&mut rest, &mut row).map_err(|e| Error::io(path, e))?;
+        if let Some(what) = ends.wrong(&row) {
+            return Err(Error::row(path, line, what));
+        }
+        match read {
+            _ if row.is_empty() => break,
+            Some(lines) => line += lines,
+            None => return Err(Error::row(path, line, too_long(&row))),
+        }
+    }
+    if ends.of_old_macs() {
+        bytes.iter_mut().filter(|b| **b == b'\r').for_each(|b| *b = b'\n');
+    }
+    Ok(bytes)
+}
+
 /// The line of a record that begins at `at`, or after the empty lines there.
 fn line(bytes: &[u8], at: &csv::Position) -> usize {
     let rest = bytes.get(at.byte() as usize..).unwrap_or_default();
@@ -190,7 +216,7 @@ fn line(bytes: &[u8], at: &csv::Position) -> usize {
 }
 
 fn no_column(name: &str, names: &[String]) -> String {
-    format!("no column `{name}`; there are {}", names.join(", "))
+    format!("no column `{name}`; there are {}", some(names))
 }
 
 fn present(cell: &str) -> Option<String> {

@@ -1,5 +1,5 @@
 //! The model and the rows of a run.
-use super::{Head, Rows, Settings, Switch, Task, saved_labels, state};
+use super::{Head, Rows, Settings, Switch, Task, askable, saved_labels, state};
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::{Error, Result, device, lora};
@@ -69,6 +69,16 @@ impl Base {
                 train.split(settings.validation_split, settings.seed)?;
             say(&format!("of these, {} rows are kept for measuring", held.len()));
             (train, eval) = (rest, Some(held));
+        }
+        let repeated = train.repeated(eval.as_ref());
+        if repeated > 0 {
+            say(&format!(
+                "{repeated} of the rows to measure on are among the rows to learn \
+                 from too: on these the model can know the answer by heart"
+            ));
+        }
+        if settings.predict_with_generate {
+            askable(tokenizer.as_ref(), eval.as_ref())?;
         }
         if let (None, Some(dir)) = (&settings.resume, &settings.init_adapter) {
             lora::read_config(dir)?;

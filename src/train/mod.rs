@@ -32,7 +32,7 @@ pub use loss::{batch_loss, mean_loss};
 pub use memory::Memory;
 pub use metrics::{Confusion, mae, r2};
 pub use need::Sketch;
-pub use predict::{Prediction, exact_match, predict};
+pub use predict::{Prediction, askable, exact_match, predict};
 pub use rows::Rows;
 pub use run::Run;
 pub use settings::{

@@ -2,6 +2,7 @@
 use super::Task;
 use crate::Result;
 use crate::data::{Batch, Dataset, Labelled, Labels, RowEncoder};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
@@ -96,6 +97,20 @@ impl Rows {
                 let (rest, held) = data.split(share, seed)?;
                 Ok((Self::Labelled(rest), Self::Labelled(held)))
             }
+        }
+    }
+
+    /// How many of the rows to measure on stand among these too; of streamed rows it is
+    /// not known.
+    pub fn repeated(&self, measured: Option<&Self>) -> usize {
+        match (self, measured) {
+            (Self::Text(a), Some(Self::Text(b))) => b.repeats(a),
+            (Self::Labelled(a), Some(Self::Labelled(b))) => {
+                let known: HashSet<&[i64]> =
+                    a.rows.iter().map(|row| &row.ids[..]).collect();
+                b.rows.iter().filter(|row| known.contains(&row.ids[..])).count()
+            }
+            _ => 0,
         }
     }
 

@@ -267,6 +267,10 @@ fn plan(
     let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
     let plan =
         Plan::new(train.len(), lengths, grouping, settings.seed, settings.shuffle);
+    if plan.packs() == 0 {
+        let what = "no row has a token to learn";
+        return Err(Error::file(&settings.train_file, what));
+    }
     if settings.packing {
         let (rows, packs) = (train.len(), plan.packs());
         let room = (packs * settings.max_length) as f64;

@@ -1,9 +1,11 @@
 //! Rows, tokenizers, chat templates, masks, batches and order. `golden/data.json` has
 //! small tokenizers and what Transformers makes of them; `golden/data.py` wrote it.
+mod cells;
 mod errors;
 mod large;
 mod plan;
 mod preview;
+mod questions;
 mod stream;
 mod tokenizers;
 mod turns;

@@ -7,6 +7,7 @@ mod checkpoints;
 mod families;
 mod flags;
 mod labels;
+mod odd;
 mod quantized;
 mod rows;
 

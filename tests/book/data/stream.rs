@@ -2,7 +2,7 @@
 use super::{VOCAB, rows, tokenizer};
 use crate::common;
 use downhill::Result;
-use downhill::data::{Dataset, Example, Records, RowEncoder, check};
+use downhill::data::{Dataset, Example, Records, RowEncoder, Tokenizer, check};
 use serde_json::json;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -141,6 +141,25 @@ fn late_rows_that_are_bad_or_empty() {
     common::refused(Dataset::stream(&path, encoder(9)), &["rows.jsonl:4: `labels`"]);
 }
 
+/// A streamed file of which nothing is learned is refused as one that is held is; one
+/// whose first learned row stands far behind is not.
+#[test]
+fn streamed_rows_without_a_token_to_learn() {
+    let row = |n: usize| json!({"prompt": "the ".repeat(n), "completion": "hen"});
+    let mut lines = vec![row(20); 2500];
+    let (_dir, path) = named("rows.jsonl", rows(&lines));
+    let held = Dataset::read(&path, encoder(8)).unwrap_err().to_string();
+    assert!(held.contains("no row has a token to learn, of 2500"), "{held}");
+    let parts = ["no row has a token to learn, of 2500", "--max-length 8"];
+    common::refused(Dataset::stream(&path, encoder(8)), &parts);
+    lines[2300] = row(1);
+    let (_dir, path) = named("rows.jsonl", rows(&lines));
+    let data = Dataset::stream(&path, encoder(8)).unwrap();
+    assert_eq!(data.lengths().unwrap().iter().filter(|n| **n > 0).count(), 1);
+    // Either part of a split would have none.
+    common::refused(data.split(0.1, 3), &["--validation-split", "no row has"]);
+}
+
 #[test]
 fn all_bad_rows_are_listed() {
     let text = "{\"text\": \"a\"}\nnonsense\n{\"text\": \"\"}\n{\"text\": \"b c\"}\n\
@@ -173,15 +192,49 @@ fn lengths_are_kept_until_the_file_changes() {
     let lengths = || Dataset::stream(&path, encoder(99))?.lengths_cached(&cache);
     let first = lengths().unwrap();
     assert_eq!(Dataset::read(&path, encoder(99)).unwrap().lengths().unwrap(), first);
+    // The second time it is not written again, so it is read.
+    let sound = std::fs::read(&cache).unwrap();
+    let written = || std::fs::metadata(&cache).unwrap().modified().unwrap();
+    let then = written();
+    std::thread::sleep(std::time::Duration::from_millis(20));
     assert_eq!(lengths().unwrap(), first);
-    // It is the file that is read.
-    let mut bytes = std::fs::read(&cache).unwrap();
-    let last = bytes.len() - 4;
-    bytes[last] += 1;
-    std::fs::write(&cache, &bytes).unwrap();
-    assert_eq!(lengths().unwrap(), [first[0], first[1] + 1]);
-    std::fs::write(&cache, &bytes[..last]).unwrap();
-    assert_eq!(lengths().unwrap(), first, "a cache cut short");
+    assert_eq!(written(), then);
+    // A bit that flipped anywhere, or a cut, and it is made anew.
+    for at in 0..sound.len() {
+        let mut flipped = sound.clone();
+        flipped[at] ^= 1;
+        for broken in [&flipped, &sound[..at]] {
+            std::fs::write(&cache, broken).unwrap();
+            assert_eq!(lengths().unwrap(), first, "byte {at}");
+            assert_eq!(std::fs::read(&cache).unwrap(), sound);
+        }
+    }
+    // So it is where anything that it depends on is another.
+    let with = |change: &dyn Fn(&mut RowEncoder)| {
+        let mut other = encoder(99);
+        change(&mut other);
+        std::fs::write(&cache, &sound).unwrap();
+        let data = Dataset::stream(&path, other).unwrap();
+        let found = data.lengths_cached(&cache).unwrap();
+        assert_eq!(found, data.lengths().unwrap());
+        assert_ne!(std::fs::read(&cache).unwrap(), sound);
+    };
+    with(&|e| e.max_length = 4);
+    with(&|e| e.completion_only_loss = false);
+    with(&|e| e.assistant_only_loss = false);
+    let model = super::folder(super::main_checkpoint());
+    let of_model = || Tokenizer::from_dir(model.path()).ok();
+    with(&|e| e.tokenizer = of_model());
+    let known = std::fs::read(&cache).unwrap();
+    std::fs::write(model.path().join("chat_template.jinja"), "{{ 1 }}").unwrap();
+    with(&|e| e.tokenizer = of_model());
+    assert_ne!(std::fs::read(&cache).unwrap(), known, "another template");
+    // The other part of a split has as many rows.
+    let halves = Dataset::stream(&path, encoder(99)).unwrap().split(0.5, 1).unwrap();
+    for half in [halves.0, halves.1] {
+        let found = half.lengths_cached(&cache).unwrap();
+        assert_eq!(found, half.lengths().unwrap());
+    }
     std::fs::write(&path, rows(&[row(2), row(3)])).unwrap();
     let changed = lengths().unwrap();
     assert_ne!(changed, first);
