@@ -72,11 +72,11 @@ fn a_prompt_is_asked_however_much_is_learned() {
     let example = &masked.examples[0];
     let question =
         Question { prompt: example.prompt().to_vec(), expected: example.target() };
-    assert_eq!(masked.questions(0).unwrap(), [question.clone()]);
+    assert_eq!(masked.questions(0).unwrap(), std::slice::from_ref(&question));
     encoder.completion_only_loss = false;
     for streamed in [false, true] {
         let data = data(&row, encoder.clone(), streamed);
-        assert_eq!(data.questions(1).unwrap(), [question.clone()]);
+        assert_eq!(data.questions(1).unwrap(), std::slice::from_ref(&question));
     }
     // Rows of ids: each run of learned ones.
     let row = json!({"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5]});
