@@ -1,6 +1,6 @@
 //! A file of rows as token ids and labels: held in memory, or read as they are taken.
 use super::{
-    Example, RowEncoder, Tokenizer, order,
+    Example, Fingerprint, RowEncoder, Tokenizer, order,
     row_encoder::Encoded,
     rows::RowResult,
     source::{Format, Record, Source},
@@ -24,6 +24,7 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// What was read, cut and skipped.
     pub summary: Summary,
+    fingerprint: Fingerprint,
     stream: Option<Stream>,
 }
 
@@ -74,6 +75,7 @@ impl Dataset {
             path: source.path.clone(),
             examples: Vec::new(),
             summary: Summary::default(),
+            fingerprint: Fingerprint::default(),
             stream: None,
         };
         let path = source.path.clone();
@@ -85,6 +87,7 @@ impl Dataset {
             }
             Ok(())
         })?;
+        data.fingerprint = source.digest.fingerprint();
         data.not_empty(encoder.max_length)
     }
 
@@ -107,7 +110,13 @@ impl Dataset {
         let max_length = encoder.max_length;
         let stream = Stream::index(&path, encoder)?;
         summary.streamed = stream.len();
-        let data = Self { path, examples: vec![], summary, stream: Some(stream) };
+        let data = Self {
+            path,
+            examples: vec![],
+            summary,
+            fingerprint: stream.fingerprint.clone(),
+            stream: Some(stream),
+        };
         data.not_empty(max_length)
     }
 
@@ -127,6 +136,11 @@ impl Dataset {
     /// Rows that can be taken.
     pub fn len(&self) -> usize {
         self.stream.as_ref().map_or(self.examples.len(), Stream::len)
+    }
+
+    /// What tells all rows of the file, taken or not, from those of another.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// Whether there is none: never so after reading.
@@ -186,8 +200,9 @@ impl Dataset {
             None => Summary::of(&data.examples),
             Some(s) => Summary { streamed: s.len(), ..data.summary.clone() },
         };
-        let mut validation =
-            Self { path, examples, summary: self.summary.clone(), stream };
+        let (summary, fingerprint) =
+            (self.summary.clone(), self.fingerprint.clone());
+        let mut validation = Self { path, examples, summary, fingerprint, stream };
         validation.summary = of(&validation);
         self.summary = of(&self);
         Ok((self, validation))

@@ -1,4 +1,5 @@
 //! The rows of a JSON Lines or CSV file, one after the other, without holding them.
+use super::fingerprint::Digest;
 use super::rows::{RowResult, object};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -25,6 +26,8 @@ pub(super) struct Source {
     pub(super) length: u64,
     /// Bytes read so far.
     pub(super) at: u64,
+    /// Of the rows read so far.
+    pub(super) digest: Digest,
     file: BufReader<File>,
     line: usize,
 }
@@ -45,12 +48,14 @@ impl Source {
             format: Format::Jsonl,
             length,
             at: 0,
+            digest: Digest::new(),
             file: BufReader::with_capacity(1 << 20, file),
             line: 0,
         };
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
             source.format = Format::Csv(vec![]);
             source.format = Format::Csv(source.header()?);
+            source.digest.rows = 0;
         }
         Ok(source)
     }
@@ -115,6 +120,7 @@ impl Source {
                 bytes.drain(..3);
             }
             if !bytes.trim_ascii().is_empty() {
+                self.digest.add(bytes);
                 return Ok(Some((line, at)));
             }
         }
