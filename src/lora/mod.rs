@@ -190,7 +190,7 @@ pub fn settle(linears: Vec<(String, &mut Linear)>) -> Result<()> {
 ///
 /// # Errors
 /// As [`read_config`]; a tensor that fits nothing in the model, a targeted linear
-/// without its tensors, a rank or shape that disagrees.
+/// without its tensors, a rank or shape that disagrees, a number that is not finite.
 pub fn load_adapter<'a>(
     dir: &Path,
     parts: impl Into<Parts<'a>>,
@@ -238,6 +238,13 @@ pub fn load_adapter<'a>(
         "fits no linear layer of this model, and no module of modules_to_save; is it \
          the adapter of another base?",
     )?;
+    for (name, t) in &named {
+        if !bool::try_from(t.f_isfinite()?.f_all()?)? {
+            let what = "holds numbers that are infinite or NaN: the training of this \
+                        adapter diverged, or the file is damaged";
+            return Err(Error::tensor(&path, name, what));
+        }
+    }
     match named.is_empty() {
         true => Err(Error::file(&path, "holds no adapter tensor")),
         false => Ok((config, named)),

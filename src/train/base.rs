@@ -1,5 +1,5 @@
 //! The model and the rows of a run.
-use super::{Head, Rows, Settings, Switch, Task, saved_labels, state};
+use super::{Content, Head, Rows, Saved, Settings, Switch, Task, saved_labels};
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::{Error, Result, device, lora};
@@ -18,6 +18,17 @@ pub struct Base {
     pub train: Rows,
     /// Rows to measure on.
     pub eval: Option<Rows>,
+    /// Where a run with them begins.
+    pub origin: Origin,
+}
+
+/// What a run is made of, and the checkpoint that it goes on from.
+#[derive(Debug, Default)]
+pub struct Origin {
+    /// Fingerprints of what was read.
+    pub content: Content,
+    /// None: it begins with its first step.
+    pub saved: Option<Saved>,
 }
 
 impl Base {
@@ -33,6 +44,7 @@ impl Base {
         }
         check_folder(&settings.model)?;
         check_outputs(settings)?;
+        let mut saved = Saved::find(settings, say)?;
         // The rows first: they are read in a moment, and wrong more often.
         let config = models::read_config(&settings.model)?;
         let tokenizer = Tokenizer::find(&settings.model)?;
@@ -50,10 +62,19 @@ impl Base {
             say(&format!("{}: {rows}", path.display()));
             Ok(rows)
         };
-        let known = earlier_labels(settings)?;
-        let mut train = read(&settings.train_file, known.as_ref())?;
+        let known = earlier_labels(settings, saved.as_ref())?;
+        let train = read(&settings.train_file, known.as_ref());
+        let mut train = match &saved {
+            Some(saved) => saved.rows(train, settings)?,
+            None => train?,
+        };
         let eval = settings.eval_file.as_deref();
         let mut eval = eval.map(|path| read(path, train.labels())).transpose()?;
+        let kind = settings.compute_dtype.kind(device);
+        let content = Content::of(settings, (&train, eval.as_ref()), kind)?;
+        if let Some(saved) = &mut saved {
+            saved.same_content(&content, settings, say)?;
+        }
         let examples = train.text().map_or(&[][..], |data| &data.examples);
         let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
         let positions = config.max_position_embeddings;
@@ -70,7 +91,7 @@ impl Base {
             say(&format!("of these, {} rows are kept for measuring", held.len()));
             (train, eval) = (rest, Some(held));
         }
-        if let (None, Some(dir)) = (&settings.resume, &settings.init_adapter) {
+        if let (None, Some(dir)) = (&saved, &settings.init_adapter) {
             lora::read_config(dir)?;
         }
         let head = train.labels().cloned().map(|labels| {
@@ -80,7 +101,7 @@ impl Base {
             quantize: settings.load_in_4bit,
             blocksize: settings.bnb_4bit_blocksize,
             double_quant: settings.bnb_4bit_use_double_quant,
-            kind: settings.compute_dtype.kind(device),
+            kind,
             device,
         };
         let cache = settings.quantized_cache.as_path();
@@ -118,7 +139,14 @@ impl Base {
                 _ => "the CPU".into(),
             }
         ));
-        Ok(Self { model, head, tokenizer, train, eval })
+        Ok(Self {
+            model,
+            head,
+            tokenizer,
+            train,
+            eval,
+            origin: Origin { content, saved },
+        })
     }
 }
 
@@ -205,19 +233,17 @@ fn check_outputs(settings: &Settings) -> Result<()> {
 }
 
 /// The labels of the adapter that this run goes on from, if any.
-fn earlier_labels(settings: &Settings) -> Result<Option<Labels>> {
-    let out = &settings.output_dir;
-    let from = match &settings.resume {
-        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
-        Some(dir) => Some(dir.clone()),
-        None => settings.init_adapter.clone(),
-    };
-    let labels = from.as_deref().map(saved_labels).transpose()?.flatten();
+fn earlier_labels(
+    settings: &Settings,
+    saved: Option<&Saved>,
+) -> Result<Option<Labels>> {
+    let from = saved.map(|s| &s.dir).or(settings.init_adapter.as_ref());
+    let labels = from.map(|dir| saved_labels(dir)).transpose()?.flatten();
     match (settings.task, &labels) {
         (_, None) | (Task::Regression, Some(Labels::Numbers)) => Ok(labels),
         (Task::Classification, Some(Labels::Classes(_))) => Ok(labels),
         (task, Some(_)) => {
-            let dir = from.unwrap_or_default();
+            let dir = from.cloned().unwrap_or_default();
             let what = format!(
                 "{}, but the adapter in {} is for another; a new run can begin \
                  without it",

@@ -1,7 +1,7 @@
 //! The rows of a run, whatever they teach.
 use super::Task;
 use crate::Result;
-use crate::data::{Batch, Dataset, Labelled, Labels, RowEncoder};
+use crate::data::{Batch, Dataset, Fingerprint, Labelled, Labels, RowEncoder};
 use std::fmt;
 use std::path::Path;
 
@@ -96,6 +96,17 @@ impl Rows {
                 let (rest, held) = data.split(share, seed)?;
                 Ok((Self::Labelled(rest), Self::Labelled(held)))
             }
+        }
+    }
+
+    /// What tells all rows of their file from those of another.
+    ///
+    /// # Errors
+    /// As [`Fingerprint::of`]: a file of labelled rows is read again for it.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        match self {
+            Self::Text(data) => Ok(data.fingerprint().clone()),
+            Self::Labelled(data) => Fingerprint::of(&data.path, u64::MAX),
         }
     }
 
