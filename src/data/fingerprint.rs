@@ -1,6 +1,6 @@
 //! What tells the rows of one file from those of another.
 use super::source::Source;
-use crate::Result;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use twox_hash::XxHash3_128;
@@ -19,8 +19,12 @@ impl Fingerprint {
     /// Reads a file of rows, and no more of it than its first `rows`.
     ///
     /// # Errors
-    /// What the operating system says; a row without an end.
+    /// What the operating system says; a row without an end; a pipe, which can be read
+    /// once.
     pub fn of(path: &Path, rows: u64) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::file(path, "no plain file, and read already"));
+        }
         let mut source = Source::open(path)?;
         let mut bytes = Vec::new();
         while source.digest.rows < rows && source.next_into(&mut bytes)?.is_some() {}

@@ -172,7 +172,7 @@ impl Saved {
         let recorded = &self.state["settings"];
         now.same(&self.content, settings, (&self.dir, recorded))?;
         self.others_measured = now.measures_others(&self.content);
-        if self.others_measured {
+        if self.others_measured && settings.eval_file.is_some() {
             say("the rows of --eval-file are not those of the run so far: losses \
                  measured before and from now on cannot be compared");
         }
