@@ -45,19 +45,19 @@ pub fn latest_checkpoint(dir: &Path) -> Option<PathBuf> {
     checkpoints(dir).into_iter().find(|p| lacking(p).is_none())
 }
 
-/// What a checkpoint folder lacks, if it lacks something. Its files are not read.
+/// What a checkpoint folder lacks, if it lacks something. Its tensors are not read.
 fn lacking(dir: &Path) -> Option<String> {
+    let needed = [STATE, "adapter_config.json", ADAPTER, OPTIMIZER];
+    let missing = needed.iter().find(|name| !dir.join(name).is_file());
+    if let Some(name) = missing {
+        return Some(format!("{name} is not there"));
+    }
     match Manifest::read(dir) {
         Err(e) => return Some(e.to_string()),
         Ok(Some(manifest)) => return manifest.lacking(dir),
         Ok(None) => {}
     }
     // Without a manifest it is of an earlier version, or lost it.
-    let needed = [STATE, "adapter_config.json", ADAPTER, OPTIMIZER];
-    let missing = needed.iter().find(|name| !dir.join(name).is_file());
-    if let Some(name) = missing {
-        return Some(format!("{name} is not there"));
-    }
     match read_state(dir) {
         Err(e) => Some(e.to_string()),
         Ok(state) if !state["content"].is_null() => {
