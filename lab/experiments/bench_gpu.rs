@@ -13,7 +13,9 @@ use downhill::nn::{Linear, Mode, Weight};
 use downhill::optim::clip_grad_norm_late;
 use downhill::plot::Bars;
 use downhill::quant::Nf4Tensor;
-use downhill::train::{Base, Rows, Run, Settings, Switch, Task, batch_loss, fit};
+use downhill::train::{
+    Base, Origin, Rows, Run, Settings, Switch, Task, batch_loss, fit,
+};
 use downhill::{Result as Ours, device};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
@@ -132,7 +134,9 @@ fn train(settings: Settings) -> Result<Value> {
     model.checkpointing =
         matches!(settings.gradient_checkpointing, Switch::True | Switch::Offload);
     let weights = model.bytes();
-    let base = Base { model, head: None, tokenizer: None, train: rows, eval: None };
+    let origin = Origin::default();
+    let base =
+        Base { model, head: None, tokenizer: None, train: rows, eval: None, origin };
     let mut run = Run::start(base, settings, &mut |line| eprintln!("{line}"))?;
     device::peak(home, true);
     fit(&mut run, &AtomicBool::new(false))?;

@@ -6,17 +6,20 @@
 
 pub mod atomic;
 mod fp8;
+mod manifest;
 mod mmap;
 mod rewrite;
+mod sample;
 mod shards;
 mod stream;
 mod write;
 
+pub use manifest::{MANIFEST, Manifest};
 pub use mmap::PromptFrees;
 pub use rewrite::Hashes;
 pub use shards::Checkpoint;
 pub use stream::Writer;
-pub use write::{read_safetensors, save_safetensors};
+pub use write::{finite, read_safetensors, save_safetensors};
 
 use safetensors::Dtype;
 use tch::Kind;

@@ -160,7 +160,7 @@ impl Checkpoint {
         self.place.get(name).map_or(&self.dir, |&i| &self.files[i].path)
     }
 
-    fn file(&self, name: &str) -> Result<&MappedFile> {
+    pub(super) fn file(&self, name: &str) -> Result<&MappedFile> {
         let i = self.place.get(name).ok_or_else(|| {
             Error::tensor(&self.dir, name, "missing from the checkpoint")
         })?;

@@ -73,3 +73,18 @@ pub fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     let names = file.header.tensors().into_keys();
     names.map(|name| file.tensor(&name).map(|t| (name, t))).collect()
 }
+
+/// Refuses a safetensors file in which a number is infinite or NaN.
+///
+/// # Errors
+/// As [`read_safetensors`]; such a tensor, by name.
+pub fn finite(path: &Path) -> Result<()> {
+    let file = MappedFile::open(path)?;
+    for name in file.header.tensors().into_keys() {
+        if !bool::try_from(file.tensor(&name)?.f_isfinite()?.f_all()?)? {
+            let what = "holds numbers that are infinite or NaN";
+            return Err(Error::tensor(path, &name, what));
+        }
+    }
+    Ok(())
+}

@@ -1,5 +1,5 @@
 //! `downhill evaluate`: the loss and the metric of held-out rows.
-use super::holding::Holding;
+use super::holding::{Holding, OfRun};
 use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
 use downhill::data::{Labels, RowEncoder, Tokenizer};
@@ -23,9 +23,10 @@ pub(super) struct Evaluate {
     /// Rows to measure on: JSON Lines, or CSV with a header
     #[arg(long)]
     eval_file: PathBuf,
-    /// What the rows hold; classification and regression need the adapter's score head
-    #[arg(long, value_enum, default_value_t = Task::CausalLm)]
-    task: Task,
+    /// What the rows hold; classification and regression need the adapter's score head.
+    /// Not given: as in the adapter's run, or else causal-lm
+    #[arg(long, value_enum)]
+    task: Option<Task>,
     /// With --task classification: the classes in the order of the adapter's scores,
     /// where its folder does not say (PEFT does not write it)
     #[arg(long, value_delimiter = ',')]
@@ -33,9 +34,18 @@ pub(super) struct Evaluate {
     /// Rows in one forward pass
     #[arg(long, default_value_t = 8)]
     per_device_eval_batch_size: usize,
-    /// Tokens per row; longer rows are cut
-    #[arg(long, default_value_t = 1024)]
-    max_length: usize,
+    /// Tokens per row; longer rows are cut. Not given: as in the adapter's run, or else
+    /// 1024
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Measure of {prompt, completion} the completion alone. Not given: as in the
+    /// adapter's run, or else true
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    completion_only_loss: Option<bool>,
+    /// Measure of {messages} the assistant's turns alone. Not given: as in the adapter's
+    /// run, or else true
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    assistant_only_loss: Option<bool>,
     /// Answer the prompts as well, and count exact matches (causal-lm)
     #[arg(long, action = ArgAction::Set, default_value_t = false,
           num_args = 0..=1, default_missing_value = "true")]
@@ -64,20 +74,36 @@ impl Evaluate {
                 );
             }
         }
-        let labelled = self.task != Task::CausalLm;
-        if labelled && self.predict_with_generate {
+        let mut run = OfRun::new(self.adapter.as_deref())?;
+        let task = run.one_of("task", self.task, |t| t.task, Task::CausalLm);
+        if task != Task::CausalLm && self.predict_with_generate {
             bail!("--predict-with-generate: only with --task causal-lm");
         }
-        let labels = self.labels()?;
-        let options = self.holding.options()?;
+        let labels = self.labels(task)?;
+        let options = self.holding.options(&mut run)?;
         let device = options.device;
         let config = models::read_config(&self.model)?;
         let tokenizer = Tokenizer::find(&self.model)?;
         let vocabulary = config.vocab_size;
-        let encoder =
-            RowEncoder::new(tokenizer.as_ref(), self.max_length, vocabulary);
+        let length = run.or("max_length", self.max_length, |t| t.max_length, 1024);
+        let mut encoder = RowEncoder::new(tokenizer.as_ref(), length, vocabulary);
+        if task == Task::CausalLm {
+            encoder.completion_only_loss = run.or(
+                "completion_only_loss",
+                self.completion_only_loss,
+                |t| t.completion_only_loss,
+                true,
+            );
+            encoder.assistant_only_loss = run.or(
+                "assistant_only_loss",
+                self.assistant_only_loss,
+                |t| t.assistant_only_loss,
+                true,
+            );
+        }
+        run.say();
         let known = labels.as_ref().map(|(labels, _)| labels);
-        let rows = Rows::load(&self.eval_file, self.task, &encoder, known);
+        let rows = Rows::load(&self.eval_file, task, &encoder, known);
         let rows = match (&labels, &self.adapter) {
             (Some((_, false)), Some(dir)) => rows.map_err(|e| unnamed(e, dir))?,
             _ => rows?,
@@ -125,23 +151,20 @@ impl Evaluate {
     }
 
     /// What the scores of the adapter mean, and whether something says so.
-    fn labels(&self) -> Result<Option<(Labels, bool)>> {
+    fn labels(&self, task: Task) -> Result<Option<(Labels, bool)>> {
         let dir = self.adapter.as_deref();
-        if self.task == Task::CausalLm {
-            return Ok(labels_for(self.task, None, &self.labels)?);
+        if task == Task::CausalLm {
+            return Ok(labels_for(task, None, &self.labels)?);
         }
         let Some(dir) = dir else {
-            bail!(
-                "--adapter: needed for --task {}: its score head",
-                self.task.name()
-            );
+            bail!("--adapter: needed for --task {}: its score head", task.name());
         };
-        let labels = labels_for(self.task, Some(dir), &self.labels)?;
+        let labels = labels_for(task, Some(dir), &self.labels)?;
         if lora::head_scores(dir)?.is_none() {
             bail!(
                 "--task {}: the adapter in {} has no score head (modules_to_save); it \
                  was trained for --task causal-lm",
-                self.task.name(),
+                task.name(),
                 dir.display()
             );
         }

@@ -1,5 +1,5 @@
 //! `downhill generate`: a prompt continued.
-use super::holding::Holding;
+use super::holding::{Holding, OfRun};
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use downhill::data::{Message, Tokenizer};
@@ -67,7 +67,9 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     };
     sampling.check()?;
     let text = text_of(g)?;
-    let options = g.holding.options()?;
+    let mut run = OfRun::new(g.adapter.as_deref())?;
+    let options = g.holding.options(&mut run)?;
+    run.say();
     let tokenizer = Tokenizer::from_dir(&g.model)?;
     let cache = g.quantized_cache.as_path();
     let cache = (cache != Path::new("off")).then_some(cache);

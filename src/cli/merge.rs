@@ -1,11 +1,12 @@
 //! `downhill merge`: a checkpoint with an adapter inside its weights.
+use super::holding::OfRun;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use downhill::checkpoint::atomic;
 use downhill::data::{RowEncoder, Tokenizer};
 use downhill::lora::{self, MergedLayer, Onto};
 use downhill::models::{self, LoadOptions, Stored};
-use downhill::train::{Rows, Task, divergence, predictions};
+use downhill::train::{Rows, Task, Trained, divergence, predictions};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,41 +54,16 @@ enum Into {
 const PROBED: usize = 512;
 
 /// How the run held the weights: by flag, or as `finetune` left it beside the adapter.
-struct Trained {
-    in_4bit: bool,
-    blocksize: usize,
-    double_quant: bool,
-}
-
-impl Trained {
-    fn of(m: &Merge) -> Self {
-        let state = downhill::files::text(m.adapter.join("trainer_state.json"));
-        let state: Value = state
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        let recorded = &state["settings"];
-        let blocksize = recorded["bnb_4bit_blocksize"].as_u64().map(|n| n as usize);
-        let double_quant = recorded["bnb_4bit_use_double_quant"].as_bool();
-        let in_4bit = recorded["load_in_4bit"].as_bool();
-        Self {
-            in_4bit: in_4bit.unwrap_or(m.into == Into::Dequantized),
-            blocksize: m.bnb_4bit_blocksize.or(blocksize).unwrap_or(64),
-            double_quant: m
-                .bnb_4bit_use_double_quant
-                .or(double_quant)
-                .unwrap_or(true),
-        }
-    }
-
-    fn options(&self) -> LoadOptions {
-        LoadOptions {
-            quantize: self.in_4bit,
-            blocksize: self.blocksize,
-            double_quant: self.double_quant,
-            kind: Kind::Float,
-            device: Device::Cpu,
-        }
+fn trained(m: &Merge, run: &mut OfRun) -> LoadOptions {
+    let in_4bit = run.trained.load_in_4bit.unwrap_or(m.into == Into::Dequantized);
+    let flags = (m.bnb_4bit_blocksize, m.bnb_4bit_use_double_quant);
+    let (blocksize, double_quant) = run.blocks(flags.0, flags.1, true);
+    LoadOptions {
+        quantize: in_4bit,
+        blocksize,
+        double_quant,
+        kind: Kind::Float,
+        device: Device::Cpu,
     }
 }
 
@@ -120,7 +96,9 @@ impl Merge {
 }
 
 fn merge(m: &Merge) -> Result<ExitCode> {
-    let (model, out, trained) = (&m.model, &m.output_dir, Trained::of(m));
+    let (model, out) = (&m.model, &m.output_dir);
+    let mut run = OfRun::new(Some(&m.adapter))?;
+    let trained = trained(m, &mut run);
     let survey = models::survey(model)?;
     survey.notes.iter().for_each(|note| eprintln!("{}: {note}", model.display()));
     let linears = survey.linear_names();
@@ -128,7 +106,7 @@ fn merge(m: &Merge) -> Result<ExitCode> {
     // In NF4 they are what was trained beside, in whatever blocks.
     let onto = match m.into {
         Into::Dequantized if stored != Stored::Nf4 => {
-            let Trained { blocksize, double_quant, .. } = trained;
+            let LoadOptions { blocksize, double_quant, .. } = trained;
             eprintln!(
                 "NF4 in blocks of {blocksize}, double quantization: {double_quant}"
             );
@@ -172,7 +150,8 @@ fn merge(m: &Merge) -> Result<ExitCode> {
             report.layers.len()
         ),
     }
-    let far = m.probe_file.as_deref().map(|file| probe(m, file, &trained));
+    let far =
+        m.probe_file.as_deref().map(|file| probe(m, file, &trained, &run.trained));
     note(m, far.transpose()?)?;
     eprintln!(
         "{}: {} file(s), {} tensors, read back and compared; the layers' numbers are \
@@ -185,14 +164,22 @@ fn merge(m: &Merge) -> Result<ExitCode> {
 }
 
 /// Divergence of the merged model's predictions from those of model and adapter.
-fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
+fn probe(
+    m: &Merge,
+    file: &Path,
+    trained: &LoadOptions,
+    run: &Trained,
+) -> Result<f64> {
     let tokenizer = Tokenizer::find(&m.model)?;
     let vocabulary = models::read_config(&m.model)?.vocab_size;
-    let encoder = RowEncoder::new(tokenizer.as_ref(), 2048, vocabulary);
+    let encoder = RowEncoder {
+        completion_only_loss: run.completion_only_loss.unwrap_or(true),
+        assistant_only_loss: run.assistant_only_loss.unwrap_or(true),
+        ..RowEncoder::new(tokenizer.as_ref(), 2048, vocabulary)
+    };
     let rows = Rows::load(file, Task::CausalLm, &encoder, None)?;
     let before: Tensor = {
-        let options = trained.options();
-        let mut model = models::load(&m.model, &options, &mut |_, _| ())?;
+        let mut model = models::load(&m.model, trained, &mut |_, _| ())?;
         if lora::unties(&m.adapter)? {
             model.untie();
         }
@@ -202,13 +189,13 @@ fn probe(m: &Merge, file: &Path, trained: &Trained) -> Result<f64> {
         lora::settle(model.linears_mut())?;
         predictions(&model, &rows, PROBED)?
     };
-    let options = LoadOptions { quantize: false, ..trained.options() };
+    let options = LoadOptions { quantize: false, ..*trained };
     let merged = models::load(&m.output_dir, &options, &mut |_, _| ())?;
     let far = divergence(&before, &predictions(&merged, &rows, PROBED)?);
     println!(
         "merged, against the adapter beside {}: {far:.2e} nats per token \
          (Kullback-Leibler, {} tokens)",
-        if trained.in_4bit { "4-bit weights" } else { "unquantized weights" },
+        if trained.quantize { "4-bit weights" } else { "unquantized weights" },
         before.size()[0]
     );
     Ok(far)

@@ -1,6 +1,6 @@
 //! A file of rows as token ids and labels: held in memory, or read as they are taken.
 use super::{
-    Example, RowEncoder, Tokenizer, order,
+    Example, Fingerprint, RowEncoder, Tokenizer, order,
     row_encoder::Encoded,
     rows::{Row, RowResult},
     source::{Format, Record, Source},
@@ -29,6 +29,7 @@ pub struct Dataset {
     encoder: RowEncoder,
     /// By line: the rows whose labels do not say what a model is asked.
     asked: Arc<BTreeMap<usize, Row>>,
+    fingerprint: Fingerprint,
     stream: Option<Stream>,
 }
 
@@ -90,8 +91,10 @@ impl Dataset {
             }
             Ok(())
         })?;
-        let asked = Arc::new(asked);
-        Self { path, examples, summary, encoder, asked, stream: None }.not_empty()
+        let (asked, fingerprint) = (Arc::new(asked), source.digest.fingerprint());
+        let stream = None;
+        Self { path, examples, summary, encoder, asked, fingerprint, stream }
+            .not_empty()
     }
 
     /// As [`Dataset::load`], whatever the file's size: only where each row begins is
@@ -113,8 +116,10 @@ impl Dataset {
         let stream = Stream::index(&path, encoder.clone())?;
         summary.streamed = stream.len();
         let (examples, asked) = (vec![], Arc::default());
+        let fingerprint = stream.fingerprint.clone();
         let stream = Some(stream);
-        Self { path, examples, summary, encoder, asked, stream }.not_empty()
+        Self { path, examples, summary, encoder, asked, fingerprint, stream }
+            .not_empty()
     }
 
     fn not_empty(self) -> Result<Self> {
@@ -136,6 +141,11 @@ impl Dataset {
     /// Rows that can be taken.
     pub fn len(&self) -> usize {
         self.stream.as_ref().map_or(self.examples.len(), Stream::len)
+    }
+
+    /// What tells all rows of the file, taken or not, from those of another.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// Whether there is none: never so after reading.
@@ -229,9 +239,10 @@ impl Dataset {
             Some(s) => Summary { streamed: s.len(), ..data.summary.clone() },
         };
         let (encoder, asked) = (self.encoder.clone(), self.asked.clone());
-        let summary = self.summary.clone();
+        let (summary, fingerprint) =
+            (self.summary.clone(), self.fingerprint.clone());
         let mut validation =
-            Self { path, examples, summary, encoder, asked, stream };
+            Self { path, examples, summary, encoder, asked, fingerprint, stream };
         for part in [&mut validation, &mut self] {
             part.summary = of(part);
             if let Some(stream) = &part.stream

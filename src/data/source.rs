@@ -1,5 +1,6 @@
 //! The rows of a JSON Lines or CSV file, one after the other, without holding them.
 use super::{
+    fingerprint::Digest,
     record::{Ends, LONGEST},
     rows::{RowResult, object},
     summary::some,
@@ -31,6 +32,8 @@ pub(super) struct Source {
     pub(super) length: u64,
     /// Bytes read so far.
     pub(super) at: u64,
+    /// Of the rows read so far.
+    pub(super) digest: Digest,
     file: BufReader<File>,
     line: usize,
 }
@@ -76,9 +79,11 @@ impl Source {
         file.seek(SeekFrom::Start(at)).map_err(io)?;
         let format = Format { ends, columns: None };
         let path = path.into();
-        let mut source = Self { path, format, length, at, file, line: 0 };
+        let digest = Digest::new();
+        let mut source = Self { path, format, length, at, digest, file, line: 0 };
         if csv {
             source.format.columns = Some(source.header()?);
+            source.digest.rows = 0;
         }
         Ok(source)
     }
@@ -139,6 +144,7 @@ impl Source {
             self.line += lines;
             self.at += bytes.len() as u64;
             if !bytes.trim_ascii().is_empty() {
+                self.digest.add(bytes);
                 return Ok(Some((line, at)));
             }
         }

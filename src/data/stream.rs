@@ -1,6 +1,6 @@
 //! A file larger than memory: where each row begins, and the rows as they are taken.
 use super::{
-    Example, RowEncoder,
+    Example, Fingerprint, RowEncoder,
     dataset::{of_one_kind, on_all_cores, progress_bar},
     row_encoder::Encoded,
     rows::RowResult,
@@ -28,6 +28,8 @@ pub(super) struct Stream {
     lines: Vec<u32>,
     /// The first row's line and kind, which the others must have.
     first: Option<(usize, &'static str)>,
+    /// Of the whole file.
+    pub(super) fingerprint: Fingerprint,
     /// Lines of the rows taken so far that had no token to learn.
     skipped: Mutex<BTreeSet<usize>>,
 }
@@ -61,6 +63,7 @@ impl Stream {
         let file = files::open(path).map_err(|e| Error::io(path, e))?;
         Ok(Self {
             path: path.into(),
+            fingerprint: source.digest.fingerprint(),
             format: source.format,
             encoder,
             file: Arc::new(Mutex::new(file)),
@@ -191,6 +194,7 @@ impl Stream {
             starts,
             lines,
             first: self.first,
+            fingerprint: self.fingerprint.clone(),
             skipped: Mutex::default(),
         }
     }

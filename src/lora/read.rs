@@ -16,7 +16,7 @@ const EMBED: &str = "model.embed_tokens";
 ///
 /// # Errors
 /// As [`read_config`]; a tensor that fits nothing in the model, a targeted linear
-/// without its tensors, a rank or shape that disagrees.
+/// without its tensors, a rank or shape that disagrees, a number that is not finite.
 pub fn load_adapter<'a>(
     dir: &Path,
     parts: impl Into<Parts<'a>>,
@@ -135,6 +135,13 @@ fn load(
     for (mut w, update) in updates {
         let update = update.to_device(w.device()).to_kind(w.kind());
         let _ = no_grad(|| w.f_add_(&update))?;
+    }
+    for (name, t) in &named {
+        if !bool::try_from(t.f_isfinite()?.f_all()?)? {
+            let what = "holds numbers that are infinite or NaN: the training of this \
+                        adapter diverged, or the file is damaged";
+            return Err(Error::tensor(&path, name, what));
+        }
     }
     match named.is_empty() && !folded {
         true => {

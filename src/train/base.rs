@@ -1,11 +1,11 @@
 //! The model and the rows of a run.
 use super::{
-    Head, Rows, Settings, Switch, Task, askable, labels_for, state, unnamed,
+    Content, Head, Rows, Saved, Settings, Switch, Task, askable, labels_for, unnamed,
 };
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions, Survey};
 use crate::{Error, Result, device, lora};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::{Device, Kind};
 
 /// A model with its data, before adapters.
@@ -20,6 +20,17 @@ pub struct Base {
     pub train: Rows,
     /// Rows to measure on.
     pub eval: Option<Rows>,
+    /// Where a run with them begins.
+    pub origin: Origin,
+}
+
+/// What a run is made of, and the checkpoint that it goes on from.
+#[derive(Debug, Default)]
+pub struct Origin {
+    /// Fingerprints of what was read.
+    pub content: Content,
+    /// None: it begins with its first step.
+    pub saved: Option<Saved>,
 }
 
 impl Base {
@@ -35,10 +46,12 @@ impl Base {
         }
         check_folder(&settings.model)?;
         check_outputs(settings)?;
+        let mut saved = Saved::find(settings, say)?;
         // Names and shapes by the headers, then the rows: they are read in a moment,
         // and wrong more often.
         let survey = models::survey(&settings.model)?;
-        let from = earlier(settings);
+        let from = saved.as_ref().map(|s| s.dir.clone());
+        let from = from.or(settings.init_adapter.clone());
         check_adapter(settings, &survey, from.as_deref())?;
         let config = &survey.config;
         let tokenizer = Tokenizer::find(&settings.model)?;
@@ -60,12 +73,21 @@ impl Base {
         let known = labels_for(settings.task, from.as_deref(), given)?;
         let labels = known.as_ref().map(|(labels, _)| labels);
         let train = read(&settings.train_file, labels);
-        let mut train = match (&known, &from) {
-            (Some((_, false)), Some(dir)) => train.map_err(|e| unnamed(e, dir))?,
-            _ => train?,
+        let train = match (&known, &from) {
+            (Some((_, false)), Some(dir)) => train.map_err(|e| unnamed(e, dir)),
+            _ => train,
+        };
+        let mut train = match &saved {
+            Some(saved) => saved.rows(train, settings)?,
+            None => train?,
         };
         let eval = settings.eval_file.as_deref();
         let mut eval = eval.map(|path| read(path, train.labels())).transpose()?;
+        let kind = settings.compute_dtype.kind(device);
+        let content = Content::of(settings, (&train, eval.as_ref()), kind)?;
+        if let Some(saved) = &mut saved {
+            saved.same_content(&content, settings, say)?;
+        }
         let examples = train.text().map_or(&[][..], |data| &data.examples);
         let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
         let positions = config.max_position_embeddings;
@@ -99,7 +121,7 @@ impl Base {
             quantize: settings.load_in_4bit,
             blocksize: settings.bnb_4bit_blocksize,
             double_quant: settings.bnb_4bit_use_double_quant,
-            kind: settings.compute_dtype.kind(device),
+            kind,
             device,
         };
         let cache = settings.quantized_cache.as_path();
@@ -137,7 +159,14 @@ impl Base {
                 _ => "the CPU".into(),
             }
         ));
-        Ok(Self { model, head, tokenizer, train, eval })
+        Ok(Self {
+            model,
+            head,
+            tokenizer,
+            train,
+            eval,
+            origin: Origin { content, saved },
+        })
     }
 }
 
@@ -220,16 +249,6 @@ fn check_outputs(settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The adapter that this run goes on from, if any.
-fn earlier(settings: &Settings) -> Option<PathBuf> {
-    let out = &settings.output_dir;
-    match &settings.resume {
-        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
-        Some(dir) => Some(dir.clone()),
-        None => settings.init_adapter.clone(),
-    }
 }
 
 /// Refuses settings of the adapter that fit no model like this, before it is read.

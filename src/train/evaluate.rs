@@ -1,11 +1,11 @@
 //! What a model makes of held-out rows: its loss, and the metric of its task.
-use super::loss::{hidden, loss_of};
+use super::loss::{at_fault, hidden, loss_of};
 use super::{Confusion, Head, Rows, mae, r2};
-use crate::Result;
-use crate::data::Labels;
+use crate::data::{Batch, Labels};
 use crate::models::Decoder;
 use crate::nn::Mode;
 use crate::plot::{Chart, Figure, Heat};
+use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use tch::{Kind, no_grad};
 
@@ -31,6 +31,10 @@ pub enum Metrics {
 
 impl Evaluation {
     /// Runs the model over all rows.
+    ///
+    /// # Errors
+    /// A loss that is infinite or NaN, by layer and rows; a streamed row that is wrong;
+    /// what libtorch refuses.
     pub fn run(
         model: &Decoder,
         head: Option<&Head>,
@@ -44,7 +48,7 @@ impl Evaluation {
             let Some(batch) = rows.batch(some)? else { continue };
             let batch = batch.to(model.device());
             count += batch.supervised();
-            sum += no_grad(|| -> Result<f64> {
+            let part = no_grad(|| -> Result<f64> {
                 let Some(head) = head else {
                     let loss = loss_of(model, None, &batch, Mode::Eval)?;
                     return Ok(loss.double_value(&[]));
@@ -62,6 +66,10 @@ impl Evaluation {
                 truth.extend(Vec::<f64>::try_from(targets)?);
                 Ok(head.loss(&hidden, &batch.targets)?.double_value(&[]))
             })?;
+            if !part.is_finite() {
+                return Err(not_finite(model, head, &batch));
+            }
+            sum += part;
         }
         let loss = sum / count.max(1) as f64;
         let pairs = truth.into_iter().zip(predicted);
@@ -125,6 +133,20 @@ impl Evaluation {
         }
         all.into()
     }
+}
+
+/// Says where a loss stopped being a number.
+fn not_finite(model: &Decoder, head: Option<&Head>, batch: &Batch) -> Error {
+    let found = at_fault(model, head, (batch, Mode::Eval));
+    let (layer, lines) = match found {
+        Ok(Some((layer, lines))) => (layer, lines),
+        _ => ("none found".into(), batch.lines.clone()),
+    };
+    Error::NonFinite(format!(
+        "measuring: the loss is not finite. First layer at fault: {layer}; rows at \
+         lines {lines:?} of the file measured on. Look at that layer's weights, and at \
+         its adapter's, if it has one"
+    ))
 }
 
 impl std::fmt::Display for Evaluation {

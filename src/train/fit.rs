@@ -2,7 +2,7 @@
 use super::late::{Book, Numbers, Taken};
 use super::loss::{blame_gradient, blame_loss, loss_of};
 use super::memory::{lower, resident};
-use super::{Run, When, state};
+use super::{Evaluation, Run, When, latest_checkpoint, state};
 use crate::data::Batch;
 use crate::device::guarded;
 use crate::nn::Mode;
@@ -87,7 +87,10 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         if !run.late || evaluating || saving || stopping || last {
             book.settle(run)?;
         }
-        if evaluating && let Some(found) = run.evaluate()? {
+        if saving || stopping || last {
+            finite(run, lr)?;
+        }
+        if evaluating && let Some(found) = measured_now(run, &book)? {
             run.log.eval(run.step, run.epoch(), &found)?;
             run.after = Some(found).filter(|_| last);
         }
@@ -102,7 +105,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
         }
     }
     if measured && run.after.is_none() {
-        run.after = run.evaluate()?;
+        run.after = measured_now(run, &book)?;
     }
     Ok(Outcome::Finished)
 }
@@ -199,12 +202,66 @@ fn stopped_by(run: &mut Run, book: &mut Book, why: Error) -> Error {
     if let Err(earlier) = book.settle(run) {
         return earlier;
     }
-    let kept = match (run.step, save(run, book.window)) {
-        (0, _) => "nothing was learned yet".to_string(),
-        (n, Ok(dir)) => format!("the state after step {n} is in {}", dir.display()),
-        (_, Err(e)) => format!("saving the state before it failed too: {e}"),
-    };
+    let kept = saved(run, book);
     with_kept(run, why, &kept)
+}
+
+/// Saves the state as it is, and says where.
+fn saved(run: &Run, book: &Book) -> String {
+    if run.step == 0 {
+        return "nothing was learned yet".into();
+    }
+    match save(run, book.window) {
+        Err(e) => format!("saving the state before it failed too: {e}"),
+        Ok(dir) => {
+            let (n, dir) = (run.step, dir.display());
+            match overflown(run) {
+                None => format!("the state after step {n} is in {dir}"),
+                Some(name) => format!(
+                    "the state after step {n} is in {dir}, to be looked at and not \
+                     gone on from: {name} is not finite"
+                ),
+            }
+        }
+    }
+}
+
+/// The first trained tensor, or what the optimizer remembers of one, that holds numbers
+/// that are infinite or NaN.
+fn overflown(run: &Run) -> Option<String> {
+    let trained = run.optimizer.params().iter();
+    let trained = trained.map(|p| (p.name.clone(), p.tensor.shallow_clone()));
+    let whole = |t: &Tensor| bool::try_from(t.isfinite().all()).unwrap_or(false);
+    let mut all = trained.chain(run.optimizer.state());
+    all.find(|(_, t)| !whole(t)).map(|(name, _)| name)
+}
+
+/// Refuses what the last step made infinite or NaN, though its loss and its gradient
+/// were neither: no later step would tell, if there is none.
+fn finite(run: &Run, lr: f64) -> Result<()> {
+    let Some(name) = overflown(run) else { return Ok(()) };
+    Err(Error::NonFinite(format!(
+        "step {}: {name} is not finite after it, though loss and gradient were. Try a \
+         lower --learning-rate (it was {lr:.2e}); {}",
+        run.step,
+        last_saved(run)
+    )))
+}
+
+/// What the eval file gives; what was learned is saved where it cannot be measured.
+fn measured_now(run: &Run, book: &Book) -> Result<Option<Evaluation>> {
+    run.evaluate().map_err(|why| {
+        let kept = saved(run, book);
+        match why {
+            Error::Row { path, line, what } => {
+                Error::row(path, line, format!("{what}; {kept}"))
+            }
+            Error::OutOfMemory(what) => {
+                Error::OutOfMemory(format!("{what}; {kept}"))
+            }
+            why => Error::NonFinite(format!("{why}; {kept}")),
+        }
+    })
 }
 
 /// What to say where memory ran out within an optimizer's step: some parameters have
@@ -214,7 +271,7 @@ fn half_stepped(run: &Run, why: Error) -> Error {
 }
 
 fn last_saved(run: &Run) -> String {
-    match state::latest_checkpoint(&run.settings.output_dir) {
+    match latest_checkpoint(&run.settings.output_dir) {
         Some(dir) => format!("{} is as it was saved", dir.display()),
         None => "no checkpoint was saved yet".into(),
     }

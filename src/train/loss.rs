@@ -61,6 +61,40 @@ pub fn mean_loss(model: &Decoder, data: &Dataset, batch_size: usize) -> Result<f
     })
 }
 
+/// The first layer whose output is infinite or NaN, and the lines of the rows in which
+/// it is; none if the loss of this batch is finite.
+pub(super) fn at_fault(
+    model: &Decoder,
+    head: Option<&Head>,
+    (batch, mode): (&Batch, Mode),
+) -> Result<Option<(String, Vec<usize>)>> {
+    let finite = |t: &Tensor| {
+        let kind = Kind::Float;
+        t.to_kind(kind).sum(kind).double_value(&[]).is_finite()
+    };
+    // The lines of the rows whose part of `x` is at fault.
+    let faulty = |x: &Tensor| -> Vec<usize> {
+        let rows = x.split_with_sizes(&batch.lengths, 0);
+        let rows = rows.iter().zip(&batch.lines).filter(|(row, _)| !finite(row));
+        rows.map(|(_, line)| *line).collect()
+    };
+    no_grad(|| {
+        let mut found = None;
+        let x = hidden(model, batch, mode, &mut |name, x| {
+            if found.is_none() && !finite(x) {
+                found = Some((name.to_string(), faulty(x)));
+            }
+        })?;
+        if found.is_none() && !finite(&loss_of(model, head, batch, mode)?) {
+            found = Some(match head {
+                None => ("lm_head".into(), faulty(&model.logits(&x)?)),
+                Some(head) => ("score".into(), faulty(&head.scores(&x)?)),
+            });
+        }
+        Ok(found)
+    })
+}
+
 /// Says which rows and which layer made the loss of a step infinite or NaN.
 pub(super) fn blame_loss(
     model: &Decoder,
@@ -68,33 +102,8 @@ pub(super) fn blame_loss(
     batches: &[(Batch, Mode)],
     step: i64,
 ) -> Error {
-    let finite = |t: &Tensor| {
-        let kind = Kind::Float;
-        t.to_kind(kind).sum(kind).double_value(&[]).is_finite()
-    };
     for (batch, mode) in batches {
-        // The lines of the rows whose part of `x` is at fault.
-        let faulty = |x: &Tensor| -> Vec<usize> {
-            let rows = x.split_with_sizes(&batch.lengths, 0);
-            let rows = rows.iter().zip(&batch.lines).filter(|(row, _)| !finite(row));
-            rows.map(|(_, line)| *line).collect()
-        };
-        let look = || -> Result<Option<(String, Vec<usize>)>> {
-            let mut found = None;
-            let x = hidden(model, batch, *mode, &mut |name, x| {
-                if found.is_none() && !finite(x) {
-                    found = Some((name.to_string(), faulty(x)));
-                }
-            })?;
-            if found.is_none() && !finite(&loss_of(model, head, batch, *mode)?) {
-                found = Some(match head {
-                    None => ("lm_head".into(), faulty(&model.logits(&x)?)),
-                    Some(head) => ("score".into(), faulty(&head.scores(&x)?)),
-                });
-            }
-            Ok(found)
-        };
-        if let Ok(Some((layer, lines))) = no_grad(look) {
+        if let Ok(Some((layer, lines))) = at_fault(model, head, (batch, *mode)) {
             return Error::NonFinite(format!(
                 "step {step}: the loss is not finite. First layer at fault: {layer}; \
                  rows at lines {lines:?} of the training file. Try a lower \

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod base;
+mod content;
 mod divergence;
 mod evaluate;
 mod events;
@@ -15,14 +16,18 @@ mod metrics;
 mod need;
 mod predict;
 mod report;
+mod resume;
 mod rows;
 mod run;
+mod saved;
 mod schedules;
 mod settings;
 mod state;
+mod trained;
 
 pub use adapters::{AdapterFlags, InitType};
-pub use base::Base;
+pub use base::{Base, Origin};
+pub use content::Content;
 pub use divergence::{divergence, predictions};
 pub use evaluate::{Evaluation, Metrics};
 pub use fit::{Outcome, fit};
@@ -35,8 +40,10 @@ pub use need::Sketch;
 pub use predict::{Prediction, askable, exact_match, predict};
 pub use rows::Rows;
 pub use run::Run;
+pub use saved::{Saved, latest_checkpoint};
 pub use settings::{
     ComputeDtype, OptimizerType, QuantType, SchedulerType, Settings, Switch, Task,
     When,
 };
-pub use state::{latest_checkpoint, steps_per_epoch};
+pub use state::steps_per_epoch;
+pub use trained::Trained;

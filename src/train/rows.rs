@@ -1,7 +1,7 @@
 //! The rows of a run, whatever they teach.
 use super::Task;
 use crate::Result;
-use crate::data::{Batch, Dataset, Labelled, Labels, RowEncoder};
+use crate::data::{Batch, Dataset, Fingerprint, Labelled, Labels, RowEncoder};
 use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
@@ -111,6 +111,21 @@ impl Rows {
                 b.rows.iter().filter(|row| known.contains(&row.ids[..])).count()
             }
             _ => 0,
+        }
+    }
+
+    /// What tells all rows of their file from those of another.
+    ///
+    /// # Errors
+    /// As [`Fingerprint::of`]: a file of labelled rows is read again for it.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        match self {
+            Self::Text(data) => Ok(data.fingerprint().clone()),
+            // A pipe gives its rows once.
+            Self::Labelled(data) if !data.path.is_file() => {
+                Ok(Fingerprint::default())
+            }
+            Self::Labelled(data) => Fingerprint::of(&data.path, u64::MAX),
         }
     }
 

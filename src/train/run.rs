@@ -1,6 +1,9 @@
 //! A fine-tune, put together from its settings.
 use super::fit::Window;
-use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
+use super::saved::{self, Resumed};
+use super::{
+    Base, Content, Evaluation, Head, Log, Origin, Rows, Settings, Task, state,
+};
 use crate::checkpoint::atomic;
 use crate::data::{Dataset, Grouping, Plan, Tokenizer};
 use crate::device::guarded;
@@ -36,6 +39,8 @@ pub struct Run {
     pub plan: Plan,
     /// Rows to measure on.
     pub eval: Option<Rows>,
+    /// Fingerprints of what the run is made of.
+    pub content: Content,
     /// The model's tokenizer, if its folder has one.
     pub tokenizer: Option<Tokenizer>,
     /// Steps taken.
@@ -71,12 +76,13 @@ impl Run {
         settings: Settings,
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
-        let Base { mut model, head, tokenizer, train, eval } = base;
+        let Base { mut model, head, tokenizer, train, eval, origin } = base;
+        let Origin { content, saved } = origin;
         let out = &settings.output_dir;
-        let from = checkpoint_to_resume(&settings, say)?;
+        let from = saved.as_ref().map(|s| &s.dir);
         let device = model.device();
         let score = || head.iter().map(Head::named);
-        let begun = from.as_ref().or(settings.init_adapter.as_ref());
+        let begun = from.or(settings.init_adapter.as_ref());
         if begun.map_or(Ok(false), |dir| lora::unties(dir))? {
             model.untie();
         }
@@ -147,9 +153,9 @@ impl Run {
             -1 => (settings.num_train_epochs * per_epoch as f64).ceil() as i64,
             steps => steps,
         };
-        let resumed = match &from {
-            Some(dir) => state::restore(dir, &settings, &mut *optimizer)?,
-            None => state::Resumed::default(),
+        let resumed = match &saved {
+            Some(saved) => saved.restore(total, &mut *optimizer)?,
+            None => Resumed::default(),
         };
         let logging_dir = Some(settings.logging_dir.as_path());
         let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
@@ -164,6 +170,7 @@ impl Run {
             train,
             plan,
             eval,
+            content,
             tokenizer,
             step: resumed.step,
             total,
@@ -187,7 +194,8 @@ impl Run {
         let steps = (self.step, self.total);
         let history = &self.log.history;
         let epoch = self.epoch();
-        let mut state = state::trainer_state(&self.settings, steps, epoch, history);
+        let made_of = (&self.settings, &self.content);
+        let mut state = state::trainer_state(made_of, steps, epoch, history);
         state["eval_before"] = self.before.clone();
         if let Some(after) = &self.after {
             state["eval_after"] = after.json();
@@ -288,31 +296,6 @@ fn plan(
     Ok(plan)
 }
 
-/// The folder that `--resume` means, if there is one to go on from.
-fn checkpoint_to_resume(
-    settings: &Settings,
-    say: &mut dyn FnMut(&str),
-) -> Result<Option<PathBuf>> {
-    let Some(dir) = &settings.resume else { return Ok(None) };
-    if dir.as_os_str() != "latest" {
-        if dir.join(state::STATE).is_file() {
-            say(&format!("going on from {}", dir.display()));
-            return Ok(Some(dir.clone()));
-        }
-        let what = "holds no trainer_state.json; name a checkpoint-<step> folder";
-        return Err(Error::setting("--resume", format!("{} {what}", dir.display())));
-    }
-    let found = state::latest_checkpoint(&settings.output_dir);
-    match &found {
-        Some(dir) => say(&format!("going on from {}", dir.display())),
-        None => say(&format!(
-            "no checkpoint in {} yet: beginning at the start",
-            settings.output_dir.display()
-        )),
-    }
-    Ok(found)
-}
-
 /// Locks an output folder, so that two runs do not mix their files in it; the lock goes
 /// with the process, however it ends.
 fn claim(out: &Path) -> Result<Option<File>> {
@@ -333,7 +316,7 @@ fn claim(out: &Path) -> Result<Option<File>> {
 fn set_aside(out: &Path) -> Result<Option<PathBuf>> {
     let used = out.join(state::STATE).exists()
         || out.join("adapter_model.safetensors").exists()
-        || state::latest_checkpoint(out).is_some();
+        || saved::latest_checkpoint(out).is_some();
     if !used {
         return Ok(None);
     }

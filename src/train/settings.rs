@@ -6,7 +6,7 @@ use crate::lora::{LoraConfig, Modules};
 use crate::models::BLOCKSIZES;
 use crate::{Error, Result};
 use clap::{ArgAction, Args, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
@@ -180,7 +180,7 @@ pub struct Settings {
 }
 
 /// What the rows teach.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum Task {
     CausalLm,
@@ -227,14 +227,14 @@ pub enum OptimizerType {
 }
 
 /// The 4-bit code.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum QuantType {
     Nf4,
 }
 
 /// Kind to compute in.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ValueEnum)]
 #[allow(missing_docs)]
 pub enum ComputeDtype {
     Auto,

@@ -1,4 +1,5 @@
 //! One test binary, a module per chapter and per part of the library.
+mod as_trained;
 mod autograd;
 mod bnb;
 mod ch01_sgd;
@@ -54,6 +55,7 @@ mod parity_train;
 mod product;
 mod quant;
 mod recipes;
+mod resume;
 mod room;
 mod sampling;
 mod schedule;

@@ -1,5 +1,6 @@
 //! Adapter folders, and checkpoints to resume from.
 use super::*;
+use downhill::checkpoint::Manifest;
 
 const SETTINGS: &str = "adapter/adapter_config.json";
 const TENSORS: &str = "adapter/adapter_model.safetensors";
@@ -166,6 +167,8 @@ fn checkpoints_to_resume_from() {
             fs::copy(&from, bench.at("c").join(from.file_name().unwrap())).unwrap();
         }
         spoil(&bench);
+        // As if it had been written so: else its manifest would be what refuses it.
+        Manifest::write(&bench.at("c")).unwrap();
         // The rows must be the same file, or that would be what is refused.
         let rows = format!("--train-file={}", sound.at("rows.jsonl").display());
         let model = format!("--model={}", sound.at("model").display());
