@@ -6,7 +6,9 @@
 
 pub mod atomic;
 mod fp8;
+pub mod fresh;
 mod mmap;
+pub mod place;
 mod rewrite;
 mod shards;
 mod stream;

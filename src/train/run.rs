@@ -1,7 +1,8 @@
 //! A fine-tune, put together from its settings.
+use super::earlier::LENGTHS;
 use super::fit::Window;
-use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, state};
-use crate::checkpoint::atomic;
+use super::output::{NotThere, Output};
+use super::{Base, Evaluation, Head, Log, Rows, Settings, Task, When, state};
 use crate::data::{Dataset, Grouping, Plan, Tokenizer};
 use crate::device::guarded;
 use crate::lora::{self, LoraConfig, TaskType};
@@ -11,8 +12,7 @@ use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Everything that [`super::fit`] works on.
 pub struct Run {
@@ -56,8 +56,8 @@ pub struct Run {
     /// do while the host waited.
     pub late: bool,
     pub(super) window: Window,
-    /// Held while the run lives.
-    _claimed: Option<File>,
+    /// The folder that is its own while it lives.
+    pub(super) output: Output,
 }
 
 impl Run {
@@ -72,7 +72,6 @@ impl Run {
         say: &mut dyn FnMut(&str),
     ) -> Result<Self> {
         let Base { mut model, head, tokenizer, train, eval } = base;
-        let out = &settings.output_dir;
         let from = checkpoint_to_resume(&settings, say)?;
         let device = model.device();
         let score = || head.iter().map(Head::named);
@@ -111,19 +110,7 @@ impl Run {
         }
         // Not before the adapters are there: they may come from that folder, and a
         // run that cannot begin should move nothing.
-        drop(claim(out)?);
-        if from.is_none()
-            && let Some(kept) = set_aside(out)?
-        {
-            say(&format!(
-                "{} held an earlier run; it is now {}",
-                out.display(),
-                kept.display()
-            ));
-        }
-        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-        let claimed = claim(out)?;
-        atomic::sweep(out);
+        let output = Output::claim(&settings, from.as_deref(), say)?;
         let trained: usize = adapters.iter().map(|(_, t)| t.numel()).sum();
         say(&format!(
             "LoRA r = {}, alpha = {}: {} adapters, {trained} trained parameters",
@@ -149,7 +136,10 @@ impl Run {
             None => state::Resumed::default(),
         };
         let logging_dir = Some(settings.logging_dir.as_path());
-        let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
+        // The adapters, two averages of each of their numbers, and the log.
+        let entries = (total / settings.logging_steps).max(1) as u64;
+        output.reserve(12 * trained as u64 + 400 * entries + (64 << 10))?;
+        let log = Log::new(resumed.history, logging_dir, resumed.step, total);
         Ok(Self {
             schedule: settings.schedule(total)?,
             settings,
@@ -171,7 +161,7 @@ impl Run {
             grown: None,
             late: device.is_cuda(),
             window: resumed.window,
-            _claimed: claimed,
+            output,
         })
     }
 
@@ -190,6 +180,24 @@ impl Run {
             state["eval_after"] = after.json();
         }
         state
+    }
+
+    /// Measures what the eval file gives before the first step, if that is wanted and
+    /// not done yet.
+    ///
+    /// # Errors
+    /// As [`Run::evaluate`].
+    pub fn evaluate_before(&mut self) -> Result<()> {
+        let measured = self.settings.eval_strategy != When::No;
+        if self.step == 0
+            && measured
+            && self.before.is_null()
+            && let Some(found) = self.evaluate()?
+        {
+            self.log.say(&format!("before  eval {found}"));
+            self.before = found.json();
+        }
+        Ok(())
     }
 
     /// The loss and the metrics on the eval file, if there is one.
@@ -220,7 +228,6 @@ impl Run {
                 .say(&format!("{n} rows had no token to learn (line {first}, ...)"));
         }
         self.log.finish();
-        let out = &self.settings.output_dir;
         let mut trained = state::adapters(&*self.optimizer);
         let mut lora = self.lora.clone();
         // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.
@@ -228,8 +235,29 @@ impl Run {
             let starts = &self.starts;
             (lora, trained) = lora::init::pissa_to_lora(&lora, &trained, starts);
         }
-        state::adapter(self, out, (&lora, &trained))?;
-        state::write_json(&out.join(state::STATE), &self.state())
+        let state = self.state();
+        let written = self.output.last(|out| {
+            state::adapter(self, out, (&lora, &trained))?;
+            state::write_json(&out.join(state::STATE), &state)?;
+            Ok(out.to_path_buf())
+        });
+        match written {
+            Ok(_) => {
+                self.output.finished();
+                Ok(())
+            }
+            Err(NotThere {
+                why: Error::Io { path, source },
+                instead: Some(dir),
+            }) => {
+                let what = format!(
+                    "{source}; adapter and trainer_state.json are in {} instead",
+                    dir.display()
+                );
+                Err(Error::file(path, what))
+            }
+            Err(other) => Err(other.why),
+        }
     }
 
     /// The losses by step.
@@ -262,7 +290,7 @@ fn plan(
 ) -> Result<Plan> {
     let grouping = settings.grouping();
     let alone = grouping == Grouping::Alone;
-    let cache = settings.output_dir.join("row_lengths.bin");
+    let cache = settings.output_dir.join(LENGTHS);
     let lengths = if alone { vec![] } else { train.lengths(&cache)? };
     let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
     let plan =
@@ -299,37 +327,4 @@ fn checkpoint_to_resume(
         )),
     }
     Ok(found)
-}
-
-/// Locks an output folder, so that two runs do not mix their files in it; the lock goes
-/// with the process, however it ends.
-fn claim(out: &Path) -> Result<Option<File>> {
-    // None where there is no folder yet, or where folders cannot be locked.
-    let Ok(dir) = File::open(out) else { return Ok(None) };
-    match dir.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let what = "another run is writing there; name another folder, or wait \
-                        for its end";
-            Err(Error::setting("--output-dir", format!("{}: {what}", out.display())))
-        }
-        _ => Ok(Some(dir)),
-    }
-}
-
-/// Renames an output folder that holds an earlier run, so that nothing of it is
-/// overwritten or taken for this one. Returns its new name.
-fn set_aside(out: &Path) -> Result<Option<PathBuf>> {
-    let used = out.join(state::STATE).exists()
-        || out.join("adapter_model.safetensors").exists()
-        || state::latest_checkpoint(out).is_some();
-    if !used {
-        return Ok(None);
-    }
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let free = (1..).map(|n| out.with_file_name(format!("{name}.{n}")));
-    let Some(aside) = free.into_iter().find(|p| !p.exists()) else {
-        return Ok(None);
-    };
-    std::fs::rename(out, &aside).map_err(|e| Error::io(out, e))?;
-    Ok(Some(aside))
 }
