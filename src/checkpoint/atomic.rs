@@ -1,7 +1,8 @@
 //! Writing so that nothing is lost: beside, flushed to the disk, then renamed. A kill,
 //! a full disk or a power cut leaves the old file or the new one, never half of one.
 use crate::{Error, Result};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind as Kind};
 use std::path::{Path, PathBuf};
 
 /// A name beside `path` that no other process writes to.
@@ -10,12 +11,35 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
 }
 
-fn sync(path: &Path) -> Result<()> {
+pub(super) fn sync(path: &Path) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    file.sync_all().map_err(|e| Error::io(path, e))
+    match file.sync_all() {
+        // Some network disks do not know the call, folders least of all.
+        Err(e) if matches!(e.kind(), Kind::InvalidInput | Kind::Unsupported) => {
+            Ok(())
+        }
+        done => done.map_err(|e| Error::io(path, e)),
+    }
 }
 
-fn sync_parent(path: &Path) -> Result<()> {
+/// Whether a disk cannot rename, rather than that it would not this time.
+pub(super) fn cannot_rename(e: &io::Error) -> bool {
+    matches!(e.kind(), Kind::Unsupported | Kind::CrossesDevices)
+}
+
+/// Renames a file; where the disk cannot, copies it and removes the first.
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if cannot_rename(&e) && from.is_file() => {
+            fs::copy(from, to)?;
+            File::open(to)?.sync_all()?;
+            fs::remove_file(from)
+        }
+        done => done,
+    }
+}
+
+pub(super) fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
         Some(dir) if dir.as_os_str().is_empty() => sync(Path::new(".")),
         Some(dir) => sync(dir),
@@ -32,7 +56,7 @@ pub fn file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     let partial = beside(path, "partial");
     let done = write(&partial)
         .and_then(|()| sync(&partial))
-        .and_then(|()| fs::rename(&partial, path).map_err(|e| Error::io(path, e)));
+        .and_then(|()| rename(&partial, path).map_err(|e| Error::io(path, e)));
     if done.is_err() {
         let _ = fs::remove_file(&partial);
     }
@@ -131,14 +155,47 @@ pub fn recover(dir: &Path) {
     }
 }
 
+/// The number of the process that writes under such a name.
+fn writer(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?;
+    let (_, pid) = name.strip_prefix('.')?.rsplit_once(".partial-")?;
+    pid.parse().ok()
+}
+
+/// Whether `path` is something half-written whose writer is no more: its process is
+/// gone, and nobody, on this machine or another, holds it locked.
+pub(super) fn is_dead(path: &Path) -> bool {
+    let gone = |pid: u32| !Path::new("/proc").join(pid.to_string()).exists();
+    let held = || {
+        let file = File::open(path);
+        file.is_ok_and(|f| matches!(f.try_lock(), Err(TryLockError::WouldBlock)))
+    };
+    writer(path).is_some_and(gone) && !held()
+}
+
+fn remove(path: &Path) {
+    let _ = match path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+}
+
 /// Removes what killed processes left half-written or replaced in `dir`.
 pub fn sweep(dir: &Path) {
     recover(dir);
-    for (path, _) in [left(dir, "partial"), left(dir, REPLACED)].concat() {
-        let _ = match path.is_dir() {
-            true => fs::remove_dir_all(path),
-            false => fs::remove_file(path),
-        };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.path()).filter(|p| is_dead(p)).for_each(|p| remove(&p));
+    left(dir, REPLACED).iter().for_each(|(path, _)| remove(path));
+}
+
+/// Removes what this very process has half-written in `dir`: for one that must end in
+/// the midst of it.
+pub fn abandon(dir: &Path) {
+    let ours = |p: &PathBuf| writer(p) == Some(std::process::id());
+    // Another thread may go on writing until the process ends: out of its way first.
+    for _ in 0..3 {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).filter(ours).for_each(|p| remove(&p));
     }
 }
 

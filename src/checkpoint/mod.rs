@@ -6,8 +6,10 @@
 
 pub mod atomic;
 mod fp8;
+pub mod fresh;
 mod manifest;
 mod mmap;
+pub mod place;
 mod rewrite;
 mod sample;
 mod shards;

@@ -8,9 +8,16 @@ use downhill::train::{
     Evaluation, Head, Rows, Task, askable, exact_match, labels_for, predict, unnamed,
 };
 use downhill::{checkpoint::atomic, lora};
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Whether `evaluate` wrote this file: it may write it again.
+fn is_ours(path: &Path) -> bool {
+    let text = std::fs::read(path).unwrap_or_default();
+    let all: Value = serde_json::from_slice(&text).unwrap_or_default();
+    all["eval_loss"].is_number() && all["rows"].is_number()
+}
 
 #[derive(Args)]
 pub(super) struct Evaluate {
@@ -71,6 +78,13 @@ impl Evaluate {
                 bail!(
                     "--output-file: {path} cannot be a file: it is a folder, or in \
                      none; name a file in a folder that is there"
+                );
+            }
+            if path.symlink_metadata().is_ok() && !is_ours(path) {
+                let path = path.display();
+                bail!(
+                    "--output-file: {path} is there already, and evaluate did not \
+                     write it; name another file"
                 );
             }
         }

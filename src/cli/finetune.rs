@@ -1,15 +1,17 @@
 //! `downhill finetune`: LoRA adapters from rows.
+use super::signals;
 use anyhow::{Result, bail};
 use clap::Args;
+use downhill::checkpoint::atomic;
 use downhill::data::Tokenizer;
 use downhill::models::Decoder;
 use downhill::train::{
-    Base, Outcome, Prediction, Rows, Run, Settings, exact_match, fit, predict,
+    Base, Outcome, Prediction, Rows, Run, Settings, abandon, check_outputs,
+    exact_match, fit, predict,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 #[derive(Args)]
 pub(super) struct Finetune {
@@ -103,26 +105,27 @@ pub(super) fn heading(flag: &str) -> Option<&'static str> {
 
 impl Finetune {
     pub(super) fn run(mut self) -> Result<ExitCode> {
+        let config = self.config.iter().map(|p| ("--config", p.as_path()));
+        check_outputs(&self.settings, &config.collect::<Vec<_>>())?;
         self.settings.model = super::resolve(&self.settings.model)?;
         finetune(self.settings)
     }
 }
 
 fn finetune(settings: Settings) -> Result<ExitCode> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // The first Ctrl-C ends after the current step, the second at once.
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nstopping after this step (Ctrl-C again: at once)");
+    let (out, cache) =
+        (settings.output_dir.clone(), settings.quantized_cache.clone());
+    let watch = signals::watch(move || {
+        abandon(&out);
+        atomic::abandon(&cache);
     })?;
     let say = &mut |line: &str| eprintln!("{line}");
     let base = Base::load(&settings, say)?;
     let before = answers(&settings, &base.model, &base.tokenizer, &base.eval)?;
     let mut run = Run::start(base, settings, say)?;
-    if let Outcome::Stopped(step, dir) = fit(&mut run, &stop)? {
+    run.evaluate_before()?;
+    watch.training(true);
+    if let Outcome::Stopped(step, dir) = fit(&mut run, &watch.stop)? {
         run.log.finish();
         eprintln!(
             "stopped after step {step} of {}; saved in {}. To go on, give the same \
@@ -130,9 +133,16 @@ fn finetune(settings: Settings) -> Result<ExitCode> {
             run.total,
             dir.display()
         );
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(watch.code()));
     }
     run.finish()?;
+    watch.training(false);
+    let out = run.settings.output_dir.clone();
+    let out = out.display();
+    if watch.stop.load(Ordering::Relaxed) {
+        eprintln!("stopped after the last step: adapter and log are in {out}");
+        return Ok(ExitCode::from(watch.code()));
+    }
     let after = answers(&run.settings, &run.model, &run.tokenizer, &run.eval)?;
     let answers = before.as_deref().zip(after.as_deref());
     if let Some((before, after)) = answers {
@@ -141,10 +151,16 @@ fn finetune(settings: Settings) -> Result<ExitCode> {
     if let (Some(after), Some(_)) = (&run.after, &run.head) {
         println!("held-out rows: {after}");
     }
-    run.report(answers)?;
-    let out = run.settings.output_dir.display();
-    eprintln!("adapter, trainer_state.json and report.html are in {out}");
     let out = super::quoted(&run.settings.output_dir);
+    match run.report(answers) {
+        Ok(()) => {
+            eprintln!("adapter, trainer_state.json and report.html are in {out}");
+        }
+        // The run is over and saved: its picture is no reason to call it failed.
+        Err(e) => {
+            eprintln!("adapter and trainer_state.json are in {out}; no report: {e}");
+        }
+    }
     let model = super::quoted(&run.settings.model);
     match &run.settings.eval_file {
         Some(file) if run.head.is_some() => eprintln!(

@@ -74,6 +74,8 @@ fn continue_prompt(g: &Generate) -> Result<ExitCode> {
     let cache = g.quantized_cache.as_path();
     let cache = (cache != Path::new("off")).then_some(cache);
     let say = &mut |line: &str| eprintln!("{line}");
+    let watch = cache.map(|dir| super::signals::at_once([dir.to_path_buf()]));
+    watch.transpose()?;
     let mut model =
         models::load_cached(&g.model, cache, &options, say, &mut |_, _| ())?;
     model.notes.iter().for_each(|note| eprintln!("{}: {note}", g.model.display()));

@@ -58,7 +58,7 @@ pub(super) struct OfRun {
 }
 
 impl OfRun {
-    pub(super) fn new(adapter: Option<&Path>) -> Result<Self> {
+    pub(super) fn new(adapter: Option<&Path>) -> downhill::Result<Self> {
         let trained = adapter.map(Trained::of).transpose()?.unwrap_or_default();
         Ok(Self { trained, taken: vec![] })
     }

@@ -2,12 +2,14 @@
 use super::holding::OfRun;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use downhill::checkpoint::atomic;
+use downhill::Error;
+use downhill::checkpoint::{atomic, fresh, place};
 use downhill::data::{RowEncoder, Tokenizer};
-use downhill::lora::{self, MergedLayer, Onto};
+use downhill::lora::{self, MergeReport, MergedLayer, Onto};
 use downhill::models::{self, LoadOptions, Stored};
 use downhill::train::{Rows, Task, Trained, divergence, predictions};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tch::{Device, Kind, Tensor};
@@ -68,34 +70,66 @@ fn trained(m: &Merge, run: &mut OfRun) -> LoadOptions {
 }
 
 /// A quantized checkpoint as floats, beside the output, until the merge is done.
-struct Unpacked(PathBuf);
+struct Unpacked {
+    dir: PathBuf,
+    _held: Option<File>,
+}
 
 impl Unpacked {
-    fn new(model: &Path, out: &Path) -> Result<Self> {
-        let mut name = out.file_name().unwrap_or_default().to_os_string();
-        name.push(".unpacked");
-        let dir = out.with_file_name(name);
+    fn new(model: &Path, partial: &Path) -> downhill::Result<Self> {
+        let name = partial.file_name().unwrap_or_default().to_string_lossy();
+        // Named as what is half-written is, by which it is found if we are killed.
+        let name = name.replace(".partial-", ".unpacked.partial-");
+        let dir = partial.with_file_name(name);
         eprintln!("unpacking {} into {}", model.display(), dir.display());
         models::dequantize(model, &dir, 5_000_000_000, &mut |_, _| ())?;
-        Ok(Self(dir))
+        let _held = fresh::lock(&dir)?;
+        Ok(Self { dir, _held })
     }
 }
 
 impl Drop for Unpacked {
     fn drop(&mut self) {
         // What is left over takes room, and no more.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
 impl Merge {
     pub(super) fn run(mut self) -> Result<ExitCode> {
+        let out = self.output_dir.clone();
+        self.check(&out)?;
+        place::try_writing("--output-dir", &out)?;
         self.model = super::resolve(&self.model)?;
-        merge(&self)
+        self.check(&out)?;
+        let _watch = super::signals::at_once(super::signals::beside(&out))?;
+        let mut report = None;
+        fresh::folder(&out, |partial| {
+            self.output_dir = partial.into();
+            report = Some(merge(&self)?);
+            Ok(())
+        })?;
+        if let Some(report) = report {
+            eprintln!(
+                "{}: {} file(s), {} tensors, read back and compared; the layers' \
+                 numbers are in merge_report.json",
+                out.display(),
+                report.files,
+                report.verified
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Refuses an output that would touch what is read.
+    fn check(&self, out: &Path) -> downhill::Result<()> {
+        let files = self.probe_file.iter().map(|f| ("--probe-file", f.as_path()));
+        place::apart(("--output-dir", out), &files.collect::<Vec<_>>())?;
+        place::free(out, &[("--model", &self.model), ("--adapter", &self.adapter)])
     }
 }
 
-fn merge(m: &Merge) -> Result<ExitCode> {
+fn merge(m: &Merge) -> downhill::Result<MergeReport> {
     let (model, out) = (&m.model, &m.output_dir);
     let mut run = OfRun::new(Some(&m.adapter))?;
     let trained = trained(m, &mut run);
@@ -116,13 +150,9 @@ fn merge(m: &Merge) -> Result<ExitCode> {
     };
     let unpacked = match (stored, m.into) {
         (Stored::Plain, _) | (Stored::Nf4, Into::Original) => None,
-        _ => {
-            let others = [("--model", model.as_path()), ("--adapter", &m.adapter)];
-            lora::free(out, others)?;
-            Some(Unpacked::new(model, out)?)
-        }
+        _ => Some(Unpacked::new(model, out)?),
     };
-    let base = unpacked.as_ref().map_or(model, |dir| &dir.0);
+    let base = unpacked.as_ref().map_or(model, |u| &u.dir);
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>7}",
         "layer", "|W|", "|update|", "|4-bit|", "ratio"
@@ -153,14 +183,7 @@ fn merge(m: &Merge) -> Result<ExitCode> {
     let far =
         m.probe_file.as_deref().map(|file| probe(m, file, &trained, &run.trained));
     note(m, far.transpose()?)?;
-    eprintln!(
-        "{}: {} file(s), {} tensors, read back and compared; the layers' numbers are \
-         in merge_report.json",
-        out.display(),
-        report.files,
-        report.verified
-    );
-    Ok(ExitCode::SUCCESS)
+    Ok(report)
 }
 
 /// Divergence of the merged model's predictions from those of model and adapter.
@@ -169,7 +192,7 @@ fn probe(
     file: &Path,
     trained: &LoadOptions,
     run: &Trained,
-) -> Result<f64> {
+) -> downhill::Result<f64> {
     let tokenizer = Tokenizer::find(&m.model)?;
     let vocabulary = models::read_config(&m.model)?.vocab_size;
     let encoder = RowEncoder {
@@ -202,14 +225,15 @@ fn probe(
 }
 
 /// What only the command knows, into the report.
-fn note(m: &Merge, divergence: Option<f64>) -> Result<()> {
+fn note(m: &Merge, divergence: Option<f64>) -> downhill::Result<()> {
     let path = m.output_dir.join("merge_report.json");
-    let mut all: Value = serde_json::from_slice(&downhill::files::text(&path)?)?;
+    let text = downhill::files::text(&path).map_err(|e| Error::io(&path, e))?;
+    let mut all: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(&path, e.to_string()))?;
     all["model"] = json!(m.model);
     if m.into == Into::Dequantized {
         all["into"] = json!("dequantized");
     }
     all["divergence"] = json!(divergence);
-    atomic::bytes(&path, format!("{all:#}").as_bytes())?;
-    Ok(())
+    atomic::bytes(&path, format!("{all:#}").as_bytes())
 }

@@ -27,6 +27,7 @@ mod holding;
 mod merge;
 mod preview;
 mod quantize;
+mod signals;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -80,7 +81,9 @@ pub fn run() -> Result<ExitCode> {
     };
     // What has no better word for it: a call of tch panics.
     device::quiet_when_out_of_memory();
-    let code = device::guarded(|| Ok(run_one(cli.command)))??;
+    let code = device::guarded(|| Ok(run_one(cli.command)));
+    signals::hold();
+    let code = code??;
     match UNWRITTEN.get() {
         Some(e) => bail!("stdout: {e}; what was printed is not whole"),
         None => Ok(code),

@@ -1,6 +1,7 @@
 //! `downhill quantize`: a checkpoint folder in 4 bits, as bitsandbytes reads it.
 use anyhow::{Result, bail};
 use clap::Args;
+use downhill::checkpoint::place;
 use downhill::models::{self, QuantizeOptions};
 use downhill::{device, quant};
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ fn quantize(args: &Quantize) -> Result<ExitCode> {
             "--max-shard-size: `{found}`; a number with KB, MB or GB, such as 5GB"
         );
     };
+    let out = &args.output_dir;
+    place::free(out, &[("--model", &args.model)])?;
+    place::try_writing("--output-dir", out)?;
     let options = QuantizeOptions {
         blocksize: args.bnb_4bit_blocksize,
         double_quant: args.bnb_4bit_use_double_quant,
@@ -60,17 +64,18 @@ fn quantize(args: &Quantize) -> Result<ExitCode> {
     if let Some(note) = survey.quantized_note() {
         eprintln!("{}: {note}", args.output_dir.display());
     }
+    let _watch = super::signals::at_once(super::signals::beside(out))?;
     let bar = super::bar("quantizing")?;
     let progress = &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let sizes = models::quantize(&model, &args.output_dir, &options, progress)?;
+    let sizes = models::quantize(&model, out, &options, progress)?;
     bar.finish_and_clear();
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     eprintln!(
         "{}: {:.3} GiB of weights, from {:.3} GiB",
-        args.output_dir.display(),
+        out.display(),
         gib(sizes.to),
         gib(sizes.from)
     );

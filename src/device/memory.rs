@@ -72,11 +72,23 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// What libtorch says of it, without the places in its sources.
 fn told(text: &str) -> String {
     let begins = ["CUDA out of memory", "DefaultCPUAllocator", "CUDA error"];
-    let at = begins.iter().find_map(|b| text.find(b)).unwrap_or(0);
+    let Some(at) = begins.iter().find_map(|b| text.find(b)) else {
+        return match text.contains("std::bad_alloc") {
+            true => "the system gave no more (std::bad_alloc)".into(),
+            false => text.lines().next().unwrap_or("").into(),
+        };
+    };
+    // Within another error's text its lines have become one.
+    let ends = ["\n", "\\n", "frame #"];
+    let end = ends.iter().filter_map(|e| text[at..].find(e)).min();
+    let line = &text[at..end.map_or(text.len(), |end| at + end)];
     // Either message ends with a sentence of advice that is not for our settings.
-    let sentence: Vec<&str> = text[at..].split(". ").take(2).collect();
+    let sentence: Vec<&str> = line.split(". ").take(2).collect();
     let line = sentence.join(". ");
-    line.lines().next().unwrap_or("").trim_end_matches(['.', '"', ')']).into()
+    let line = line.trim_end_matches(['.', '"', ')', ' ']);
+    // One that was opened is closed again.
+    let open = line.matches('(').count() > line.matches(')').count();
+    if open { format!("{line})") } else { line.into() }
 }
 
 /// From now on a panic says nothing if it is libtorch's way of telling that memory ran
@@ -91,4 +103,26 @@ pub fn quiet_when_out_of_memory() {
             loud(info);
         }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn the_reason_is_one_line_without_frames() {
+        let cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 \
+                   bytes. Error code 12 (Cannot allocate memory)";
+        for text in [
+            format!("[enforce fail at alloc_cpu.cpp:124] err == 0. {cpu}"),
+            format!("{cpu}\nframe #0: c10::ThrowEnforceNotMet(char const*, int)"),
+            format!("an `Err` value: Torch(\"{cpu}\\nframe #0: c10::Throw\\n\")"),
+        ] {
+            assert_eq!(told(&text), cpu, "{text}");
+        }
+        let card = "CUDA out of memory. Tried to allocate 2.00 GiB";
+        assert_eq!(told(&format!("Torch(\"{card}. GPU 0 has a total\")")), card);
+        let bare = "called `Result::unwrap()`: Torch(\"std::bad_alloc\")";
+        assert_eq!(told(bare), "the system gave no more (std::bad_alloc)");
+    }
 }

@@ -1,11 +1,10 @@
-//! The folders of a merge: what may be read, where may be written, what is copied, and
-//! whether it arrived.
-use crate::checkpoint::{Checkpoint, Hashes};
+//! The folders of a merge: what may be read, what is copied, and whether it arrived.
+use crate::checkpoint::{Checkpoint, Hashes, fresh};
 use crate::files::{CONFIG, read_small};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Refuses a checkpoint whose weights are in 4 or 8 bits already.
 pub(super) fn not_quantized(model: &Path) -> Result<()> {
@@ -28,41 +27,6 @@ pub(super) fn not_quantized(model: &Path) -> Result<()> {
     }
 }
 
-/// A path without links or dots, whether it is there yet or not.
-fn real(path: &Path) -> PathBuf {
-    let full = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let there = full.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
-    match there {
-        Some((a, real)) => real.join(full.strip_prefix(a).unwrap_or(Path::new(""))),
-        None => full,
-    }
-}
-
-/// Refuses to write where something is, or into one of `others`, each with its flag.
-///
-/// # Errors
-/// So it is.
-pub fn free(out: &Path, others: [(&str, &Path); 2]) -> Result<()> {
-    let wrong = |what: String| Err(Error::setting("--output-dir", what));
-    for (flag, other) in others {
-        if real(out).starts_with(real(other)) || real(other).starts_with(real(out)) {
-            let (out, other) = (out.display(), other.display());
-            return wrong(format!(
-                "{out} and {flag} {other} are one folder, or one is in the other; \
-                 name a new one"
-            ));
-        }
-    }
-    let used = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => out.exists(),
-    };
-    match used {
-        true => wrong(format!("{} is not empty; name a new folder", out.display())),
-        false => Ok(()),
-    }
-}
-
 /// Copies everything but weights: config, tokenizer, index, licence.
 pub(super) fn copy_others(model: &Path, out: &Path) -> Result<()> {
     const WEIGHTS: [&str; 9] =
@@ -76,7 +40,7 @@ pub(super) fn copy_others(model: &Path, out: &Path) -> Result<()> {
         let weights = WEIGHTS.contains(&&*ending) || name.contains(".bin.index.");
         if path.is_file() && !weights && !name.starts_with('.') {
             let to = out.join(&name);
-            std::fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
+            fresh::copy(&path, &to)?;
         }
     }
     Ok(())

@@ -8,10 +8,10 @@
 //! quantized again.
 use super::config::Rules;
 use super::delta::{Delta, Saved};
-use super::folder::{copy_others, free, not_quantized, verify};
+use super::folder::{copy_others, not_quantized, verify};
 use super::peft::CONFIG;
 use super::{Init, LoraConfig, init, parts, read_config};
-use crate::checkpoint::{Checkpoint, Hashes, atomic};
+use crate::checkpoint::{Checkpoint, Hashes, atomic, fresh, place};
 use crate::quant::{BLOCKSIZES, Nf4Tensor};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -127,13 +127,13 @@ pub fn merge(
         let what = format!("{blocksize}; one of {BLOCKSIZES:?}");
         return Err(Error::setting("--bnb-4bit-blocksize", what));
     }
+    place::free(out, &[("--model", model), ("--adapter", adapter)])?;
     let checkpoint = Checkpoint::open(model)?;
     not_quantized(model)?;
-    free(out, [("--model", model), ("--adapter", adapter)])?;
     let config = read_config(adapter)?;
     let mut work = Work::new(&checkpoint, adapter, &config, (linears, onto))?;
     let mut report = None;
-    atomic::dir(out, |partial| {
+    fresh::folder(out, |partial| {
         let mut written = Hashes::new();
         for file in checkpoint.files() {
             let to = partial.join(file.file_name().unwrap_or_default());

@@ -21,7 +21,6 @@ mod read;
 mod targets;
 
 pub use config::{Init, LoraConfig, Modules, TaskType};
-pub use folder::free;
 pub use merge::{MergeReport, MergedLayer, Onto, merge};
 pub use parts::Parts;
 pub use peft::{read_config, save_adapter};

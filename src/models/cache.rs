@@ -9,7 +9,7 @@ use super::decoder::Decoder;
 use super::load::{FromDisk, LoadOptions, load};
 use super::quantization::{Bitsandbytes, config_json};
 use super::weights::fnv1a;
-use crate::checkpoint::{Checkpoint, Writer, atomic};
+use crate::checkpoint::{Checkpoint, Writer, atomic, fresh};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -57,6 +57,7 @@ pub fn load_cached(
     let written = written.and_then(|()| {
         atomic::sweep(cache);
         atomic::dir(&place, |partial| {
+            let _held = fresh::lock(partial)?;
             let mut disk = FromDisk::new(&source, options, dir, progress)?;
             disk.copy = Some(Writer::new(partial, SHARD, source.names()));
             model = Some(disk.decoder(config));

@@ -2,7 +2,7 @@
 use super::config::read_config;
 use super::load::{FromDisk, LoadOptions};
 use super::quantization::{Bitsandbytes, config_json, written};
-use crate::checkpoint::{Checkpoint, Writer, atomic};
+use crate::checkpoint::{Checkpoint, Writer, atomic, fresh, place};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::fs;
@@ -120,14 +120,11 @@ fn rewrite(
     progress: &mut dyn FnMut(usize, usize),
     describe: impl FnOnce(&Checkpoint) -> Result<Value>,
 ) -> Result<Quantized> {
+    place::free(to, &[("--model", from)])?;
     let config = read_config(from)?;
     let tied = config.tie_word_embeddings;
     let checkpoint = Checkpoint::open(from)?;
-    if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
-        let what = "this folder is not empty; name a new one";
-        return Err(Error::file(to, what));
-    }
-    atomic::dir(to, |partial| {
+    fresh::folder(to, |partial| {
         let copy = Writer::new(partial, max_shard_size, checkpoint.names());
         let mut disk = FromDisk::new(&checkpoint, load, from, progress)?;
         (disk.copy, disk.keep) = (Some(copy), false);
@@ -176,7 +173,7 @@ fn copy_the_rest(from: &Path, to: &Path) -> Result<()> {
         let described = name == "config.json" || name.ends_with(".index.json");
         if wanted && !described && path.is_file() {
             let to = to.join(&*name);
-            fs::copy(&path, &to).map_err(|e| Error::io(&path, e))?;
+            fresh::copy(&path, &to)?;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The model and the rows of a run.
 use super::{
-    Content, Head, Rows, Saved, Settings, Switch, Task, askable, labels_for, unnamed,
+    Content, Head, Rows, Saved, Settings, Switch, Task, askable, check_outputs,
+    labels_for, unnamed,
 };
 use crate::data::{Labels, RowEncoder, Tokenizer};
 use crate::models::{self, Decoder, LoadOptions, Survey};
@@ -45,7 +46,8 @@ impl Base {
             device::deterministic(settings.full_determinism);
         }
         check_folder(&settings.model)?;
-        check_outputs(settings)?;
+        check_outputs(settings, &[])?;
+        check_names(settings)?;
         let mut saved = Saved::find(settings, say)?;
         // Names and shapes by the headers, then the rows: they are read in a moment,
         // and wrong more often.
@@ -227,18 +229,9 @@ fn check_folder(model: &Path) -> Result<()> {
     }
 }
 
-/// Refuses at once what would be found when the run begins to write, or has ended.
-fn check_outputs(settings: &Settings) -> Result<()> {
+/// Refuses names that `trainer_state.json` cannot hold.
+fn check_names(settings: &Settings) -> Result<()> {
     let (out, logs) = (&settings.output_dir, &settings.logging_dir);
-    for (flag, dir) in [("--output-dir", out), ("--logging-dir", logs)] {
-        if let Some(file) = dir.ancestors().find(|p| p.is_file()) {
-            let (dir, file) = (dir.display(), file.display());
-            return Err(Error::setting(
-                flag,
-                format!("{dir}: {file} is a file; name a folder"),
-            ));
-        }
-    }
     let others = [&settings.model, &settings.train_file];
     let more = settings.eval_file.iter().chain(&settings.init_adapter);
     for path in [out, logs].into_iter().chain(others).chain(more) {

@@ -3,7 +3,7 @@
 //! Source: TensorFlow's `core/lib/io/record_writer.h` and `core/util/event.proto`.
 use crate::{Error, Result};
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,11 +16,16 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn create(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let seconds = now() as u64;
-        let name =
-            format!("events.out.tfevents.{seconds}.downhill.{}", std::process::id());
-        let path = dir.join(name);
-        let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        let (seconds, pid) = (now() as u64, std::process::id());
+        let mut name = format!("events.out.tfevents.{seconds}.downhill.{pid}");
+        // Another machine may have a process of this number in this second.
+        let (file, path) = loop {
+            let path = dir.join(&name);
+            match File::create_new(&path) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => name += "x",
+                file => break (file.map_err(|e| Error::io(&path, e))?, path),
+            }
+        };
         let mut events = Self { path, file };
         events.write(&[bytes_field(3, b"brain.Event:2")])?;
         Ok(events)

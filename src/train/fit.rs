@@ -2,6 +2,7 @@
 use super::late::{Book, Numbers, Taken};
 use super::loss::{blame_gradient, blame_loss, loss_of};
 use super::memory::{lower, resident};
+use super::output::NotThere;
 use super::{Evaluation, Run, When, latest_checkpoint, state};
 use crate::data::Batch;
 use crate::device::guarded;
@@ -35,13 +36,7 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
     // On a GPU what the process holds says nothing of activations.
     let before = (!run.model.device().is_cuda()).then(resident).flatten();
     let measured = run.settings.eval_strategy != When::No;
-    if run.step == 0
-        && measured
-        && let Some(found) = run.evaluate()?
-    {
-        run.log.say(&format!("before  eval {found}"));
-        run.before = found.json();
-    }
+    run.evaluate_before()?;
     let max_norm = match run.settings.max_grad_norm {
         0. => f64::INFINITY,
         max => max,
@@ -91,11 +86,11 @@ pub fn fit(run: &mut Run, stop: &AtomicBool) -> Result<Outcome> {
             finite(run, lr)?;
         }
         if evaluating && let Some(found) = measured_now(run, &book)? {
-            run.log.eval(run.step, run.epoch(), &found)?;
+            run.log.eval(run.step, run.epoch(), &found);
             run.after = Some(found).filter(|_| last);
         }
         if saving || stopping {
-            let dir = save(run, book.window).map_err(|e| unsaved(run, e))?;
+            let dir = save(run, book.window)?;
             if stopping {
                 return Ok(Outcome::Stopped(run.step, dir));
             }
@@ -193,7 +188,8 @@ fn due(run: &Run, when: When, steps: i64) -> bool {
 pub(super) fn save(run: &Run, window: Window) -> Result<PathBuf> {
     let mut state = run.state();
     state["pending"] = serde_json::json!([window.loss, window.steps, window.tokens]);
-    state::save(run, &state)
+    let written = run.output.last(|out| state::save(run, out, &state));
+    written.map_err(|e| unsaved(run, e))
 }
 
 /// Saves the state before the step that failed, and says so.
@@ -278,18 +274,25 @@ fn last_saved(run: &Run) -> String {
 }
 
 /// What to say where a checkpoint could not be written.
-fn unsaved(run: &Run, why: Error) -> Error {
-    let kept = last_saved(run);
-    match why {
-        Error::Io { path, source } => {
+fn unsaved(run: &Run, e: NotThere) -> Error {
+    let (kept, step) = (last_saved(run), run.step);
+    match (e.why, e.instead) {
+        (Error::Io { path, source }, None) => {
             let what = format!(
-                "{source}; so step {} was not saved. {kept}; make room and go on with \
-                 --resume",
-                run.step
+                "{source}; so step {step} was not saved. {kept}; make room and go on \
+                 with --resume"
             );
             Error::file(path, what)
         }
-        why => why,
+        (Error::Io { path, source }, Some(dir)) => {
+            let what = format!(
+                "{source}; the state after step {step} is in {0} instead. {kept}; \
+                 make room and go on with --resume, or with --resume {0}",
+                dir.display()
+            );
+            Error::file(path, what)
+        }
+        (why, _) => why,
     }
 }
 

@@ -91,7 +91,7 @@ impl Book {
                 learning_rate: taken.lr,
                 tokens_per_second: window.tokens as f64 / self.busy.as_secs_f64(),
             };
-            run.log.step(&entry, run.total)?;
+            run.log.step(&entry, run.total);
             (self.window, self.busy) = (Window::default(), Duration::ZERO);
         }
         self.clock = Instant::now();

@@ -5,7 +5,7 @@ use crate::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The numbers of one log entry.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +29,20 @@ pub struct StepLog {
 pub struct Log {
     /// The entries so far, with transformers' keys.
     pub history: Vec<Value>,
+    logging_dir: Option<PathBuf>,
     events: Option<Events>,
     bar: Option<ProgressBar>,
 }
 
 impl Log {
     /// `history` is what a resumed run logged before; `logging_dir` gets the event
-    /// file, if given.
+    /// file with the first number, if given.
     pub fn new(
         history: Vec<Value>,
         logging_dir: Option<&Path>,
         done: i64,
         total: i64,
-    ) -> Result<Self> {
+    ) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total as u64).with_position(done as u64);
             let style = "{bar:24} {pos}/{len} {msg} {eta} left";
@@ -51,12 +52,12 @@ impl Log {
             bar.reset_eta();
             bar
         });
-        let events = logging_dir.map(Events::create).transpose()?;
-        Ok(Self { history, events, bar })
+        let logging_dir = logging_dir.map(Path::to_path_buf);
+        Self { history, logging_dir, events: None, bar }
     }
 
     /// One entry. Losses and norms are kept in full, so that runs can be compared.
-    pub fn step(&mut self, s: &StepLog, total: i64) -> Result<()> {
+    pub fn step(&mut self, s: &StepLog, total: i64) {
         self.history.push(json!({
             "step": s.step,
             "epoch": s.epoch,
@@ -76,21 +77,17 @@ impl Log {
             }
             None => self.say(&format!("step {}/{total}  {text}", s.step)),
         }
-        if let Some(events) = &mut self.events {
-            for (tag, value) in [
-                ("train/loss", s.loss),
-                ("train/grad_norm", s.grad_norm),
-                ("train/learning_rate", s.learning_rate),
-                ("train/tokens_per_second", s.tokens_per_second),
-            ] {
-                events.scalar(tag, s.step, value)?;
-            }
-        }
-        Ok(())
+        let numbers = [
+            ("train/loss", s.loss),
+            ("train/grad_norm", s.grad_norm),
+            ("train/learning_rate", s.learning_rate),
+            ("train/tokens_per_second", s.tokens_per_second),
+        ];
+        self.events(s.step, &numbers);
     }
 
     /// What the eval file gave.
-    pub fn eval(&mut self, step: i64, epoch: f64, found: &Evaluation) -> Result<()> {
+    pub fn eval(&mut self, step: i64, epoch: f64, found: &Evaluation) {
         let mut entry = json!({ "step": step, "epoch": epoch });
         let numbers = [&[("loss", found.loss)], &found.named()[..]].concat();
         for (name, value) in &numbers {
@@ -98,12 +95,30 @@ impl Log {
         }
         self.history.push(entry);
         self.say(&format!("step {step}  eval {found}"));
-        if let Some(events) = &mut self.events {
-            for (name, value) in numbers {
-                events.scalar(&format!("eval/{name}"), step, value)?;
-            }
+        let numbers: Vec<(String, f64)> =
+            numbers.iter().map(|(name, x)| (format!("eval/{name}"), *x)).collect();
+        let numbers: Vec<(&str, f64)> =
+            numbers.iter().map(|(tag, x)| (tag.as_str(), *x)).collect();
+        self.events(step, &numbers);
+    }
+
+    /// Numbers for TensorBoard. That they cannot be written is said once, and no reason
+    /// to end a run.
+    fn events(&mut self, step: i64, numbers: &[(&str, f64)]) {
+        let Some(dir) = &self.logging_dir else { return };
+        let mut write = || -> Result<()> {
+            let events = match &mut self.events {
+                Some(events) => events,
+                none => none.insert(Events::create(dir)?),
+            };
+            numbers.iter().try_for_each(|(tag, x)| events.scalar(tag, step, *x))
+        };
+        if let Err(e) = write() {
+            self.logging_dir = None;
+            self.say(&format!(
+                "{e}: from here on nothing is written for TensorBoard"
+            ));
         }
-        Ok(())
     }
 
     /// A line above the progress line.

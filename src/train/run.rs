@@ -1,10 +1,11 @@
 //! A fine-tune, put together from its settings.
+use super::earlier::LENGTHS;
 use super::fit::Window;
-use super::saved::{self, Resumed};
+use super::output::{NotThere, Output};
+use super::saved::Resumed;
 use super::{
-    Base, Content, Evaluation, Head, Log, Origin, Rows, Settings, Task, state,
+    Base, Content, Evaluation, Head, Log, Origin, Rows, Settings, Task, When, state,
 };
-use crate::checkpoint::atomic;
 use crate::data::{Dataset, Grouping, Plan, Tokenizer};
 use crate::device::guarded;
 use crate::lora::{self, LoraConfig, TaskType};
@@ -14,8 +15,6 @@ use crate::plot::{Chart, Figure};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
 
 /// Everything that [`super::fit`] works on.
 pub struct Run {
@@ -61,8 +60,8 @@ pub struct Run {
     /// do while the host waited.
     pub late: bool,
     pub(super) window: Window,
-    /// Held while the run lives.
-    _claimed: Option<File>,
+    /// The folder that is its own while it lives.
+    pub(super) output: Output,
 }
 
 impl Run {
@@ -78,11 +77,10 @@ impl Run {
     ) -> Result<Self> {
         let Base { mut model, head, tokenizer, train, eval, origin } = base;
         let Origin { content, saved } = origin;
-        let out = &settings.output_dir;
-        let from = saved.as_ref().map(|s| &s.dir);
+        let from = saved.as_ref().map(|s| s.dir.as_path());
         let device = model.device();
         let score = || head.iter().map(Head::named);
-        let begun = from.or(settings.init_adapter.as_ref());
+        let begun = from.or(settings.init_adapter.as_deref());
         if begun.map_or(Ok(false), |dir| lora::unties(dir))? {
             model.untie();
         }
@@ -120,19 +118,7 @@ impl Run {
         }
         // Not before the adapters are there: they may come from that folder, and a
         // run that cannot begin should move nothing.
-        drop(claim(out)?);
-        if from.is_none()
-            && let Some(kept) = set_aside(out)?
-        {
-            say(&format!(
-                "{} held an earlier run; it is now {}",
-                out.display(),
-                kept.display()
-            ));
-        }
-        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-        let claimed = claim(out)?;
-        atomic::sweep(out);
+        let output = Output::claim(&settings, from, say)?;
         let trained: usize = adapters.iter().map(|(_, t)| t.numel()).sum();
         say(&format!(
             "LoRA r = {}, alpha = {}: {} adapters, {trained} trained parameters",
@@ -158,7 +144,10 @@ impl Run {
             None => Resumed::default(),
         };
         let logging_dir = Some(settings.logging_dir.as_path());
-        let log = Log::new(resumed.history, logging_dir, resumed.step, total)?;
+        // The adapters, two averages of each of their numbers, and the log.
+        let entries = (total / settings.logging_steps).max(1) as u64;
+        output.reserve(12 * trained as u64 + 400 * entries + (64 << 10))?;
+        let log = Log::new(resumed.history, logging_dir, resumed.step, total);
         Ok(Self {
             schedule: settings.schedule(total)?,
             settings,
@@ -181,7 +170,7 @@ impl Run {
             grown: None,
             late: device.is_cuda(),
             window: resumed.window,
-            _claimed: claimed,
+            output,
         })
     }
 
@@ -201,6 +190,24 @@ impl Run {
             state["eval_after"] = after.json();
         }
         state
+    }
+
+    /// Measures what the eval file gives before the first step, if that is wanted and
+    /// not done yet.
+    ///
+    /// # Errors
+    /// As [`Run::evaluate`].
+    pub fn evaluate_before(&mut self) -> Result<()> {
+        let measured = self.settings.eval_strategy != When::No;
+        if self.step == 0
+            && measured
+            && self.before.is_null()
+            && let Some(found) = self.evaluate()?
+        {
+            self.log.say(&format!("before  eval {found}"));
+            self.before = found.json();
+        }
+        Ok(())
     }
 
     /// The loss and the metrics on the eval file, if there is one.
@@ -231,7 +238,6 @@ impl Run {
                 .say(&format!("{n} rows had no token to learn (line {first}, ...)"));
         }
         self.log.finish();
-        let out = &self.settings.output_dir;
         let mut trained = state::adapters(&*self.optimizer);
         let mut lora = self.lora.clone();
         // DoRA's lengths are not those of a sum, so with them it stays PiSSA's.
@@ -239,13 +245,34 @@ impl Run {
             let starts = &self.starts;
             (lora, trained) = lora::init::pissa_to_lora(&lora, &trained, starts);
         }
-        state::adapter(self, out, (&lora, &trained))?;
-        if self.model.config.latent.is_some()
-            && let Some(why) = lora::fused::obstacle(&lora, &trained)
-        {
-            self.log.say(&why);
+        let state = self.state();
+        let written = self.output.last(|out| {
+            state::adapter(self, out, (&lora, &trained))?;
+            state::write_json(&out.join(state::STATE), &state)?;
+            Ok(out.to_path_buf())
+        });
+        match written {
+            Ok(_) => {
+                self.output.finished();
+                if self.model.config.latent.is_some()
+                    && let Some(why) = lora::fused::obstacle(&lora, &trained)
+                {
+                    self.log.say(&why);
+                }
+                Ok(())
+            }
+            Err(NotThere {
+                why: Error::Io { path, source },
+                instead: Some(dir),
+            }) => {
+                let what = format!(
+                    "{source}; adapter and trainer_state.json are in {} instead",
+                    dir.display()
+                );
+                Err(Error::file(path, what))
+            }
+            Err(other) => Err(other.why),
         }
-        state::write_json(&out.join(state::STATE), &self.state())
     }
 
     /// The losses by step.
@@ -278,7 +305,7 @@ fn plan(
 ) -> Result<Plan> {
     let grouping = settings.grouping();
     let alone = grouping == Grouping::Alone;
-    let cache = settings.output_dir.join("row_lengths.bin");
+    let cache = settings.output_dir.join(LENGTHS);
     let lengths = if alone { vec![] } else { train.lengths(&cache)? };
     let tokens: u64 = lengths.iter().map(|n| u64::from(*n)).sum();
     let plan =
@@ -294,37 +321,4 @@ fn plan(
         say(&format!("{rows} rows in {packs} packs, {full:.0} % full"));
     }
     Ok(plan)
-}
-
-/// Locks an output folder, so that two runs do not mix their files in it; the lock goes
-/// with the process, however it ends.
-fn claim(out: &Path) -> Result<Option<File>> {
-    // None where there is no folder yet, or where folders cannot be locked.
-    let Ok(dir) = File::open(out) else { return Ok(None) };
-    match dir.try_lock() {
-        Err(TryLockError::WouldBlock) => {
-            let what = "another run is writing there; name another folder, or wait \
-                        for its end";
-            Err(Error::setting("--output-dir", format!("{}: {what}", out.display())))
-        }
-        _ => Ok(Some(dir)),
-    }
-}
-
-/// Renames an output folder that holds an earlier run, so that nothing of it is
-/// overwritten or taken for this one. Returns its new name.
-fn set_aside(out: &Path) -> Result<Option<PathBuf>> {
-    let used = out.join(state::STATE).exists()
-        || out.join("adapter_model.safetensors").exists()
-        || saved::latest_checkpoint(out).is_some();
-    if !used {
-        return Ok(None);
-    }
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let free = (1..).map(|n| out.with_file_name(format!("{name}.{n}")));
-    let Some(aside) = free.into_iter().find(|p| !p.exists()) else {
-        return Ok(None);
-    };
-    std::fs::rename(out, &aside).map_err(|e| Error::io(out, e))?;
-    Ok(Some(aside))
 }

@@ -46,9 +46,9 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     atomic::bytes(path, text.as_bytes())
 }
 
-/// Writes `checkpoint-<step>` in the output folder, whole or not at all.
-pub(super) fn save(run: &Run, state: &Value) -> Result<PathBuf> {
-    let dir = run.settings.output_dir.join(format!("checkpoint-{}", run.step));
+/// Writes `checkpoint-<step>` in `out`, whole or not at all.
+pub(super) fn save(run: &Run, out: &Path, state: &Value) -> Result<PathBuf> {
+    let dir = out.join(format!("checkpoint-{}", run.step));
     atomic::dir(&dir, |partial| {
         adapter(run, partial, (&run.lora, &adapters(&*run.optimizer)))?;
         let tensors = run.optimizer.state();

@@ -161,7 +161,11 @@ fn what_is_not_finite_is_never_saved() {
         };
         assert!(text.contains(said), "{text}");
         assert!(kept.ends_with(format!("checkpoint-{step}")), "{}", kept.display());
-        for folder in std::fs::read_dir(dir.path().join("out")).unwrap().flatten() {
+        // Beside them lies what belongs to a run that has not ended.
+        let entries = std::fs::read_dir(dir.path().join("out")).unwrap().flatten();
+        let folders: Vec<_> = entries.filter(|e| e.path().is_dir()).collect();
+        assert_eq!(folders.len(), step);
+        for folder in folders {
             for file in ["adapter_model.safetensors", "optimizer.safetensors"] {
                 let path = folder.path().join(file);
                 let all = downhill::checkpoint::read_safetensors(&path).unwrap();
