@@ -212,12 +212,13 @@ fn check_outputs(settings: &Settings) -> Result<()> {
 
 /// The adapter that this run goes on from, if any.
 fn earlier(settings: &Settings) -> Option<PathBuf> {
-    let out = &settings.output_dir;
-    match &settings.resume {
-        Some(dir) if dir.as_os_str() == "latest" => state::latest_checkpoint(out),
-        Some(dir) => Some(dir.clone()),
-        None => settings.init_adapter.clone(),
-    }
+    let from = match &settings.resume {
+        Some(dir) if dir.as_os_str() == "latest" => {
+            state::latest_checkpoint(&settings.output_dir)
+        }
+        other => other.clone(),
+    };
+    from.or_else(|| settings.init_adapter.clone())
 }
 
 /// Refuses settings of the adapter that fit no model like this, before it is read.
@@ -228,9 +229,9 @@ fn check_adapter(
 ) -> Result<()> {
     if let Some(dir) = from {
         // A folder to resume from is judged where it is read.
-        return match settings.resume {
-            None => lora::read_config(dir).map(|_| ()),
-            Some(_) => Ok(()),
+        return match settings.init_adapter.as_deref() == Some(dir) {
+            true => lora::read_config(dir).map(|_| ()),
+            false => Ok(()),
         };
     }
     let linear = |name: &String| {
