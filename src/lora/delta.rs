@@ -129,7 +129,8 @@ impl Saved {
             |half: &str| self.tensors.contains_key(&format!("{module}.{half}"));
         // One half alone is nobody's, and is named as what is left.
         let looked_up = has("lora_embedding_A") && has("lora_embedding_B");
-        if !looked_up && !(has("lora_A.weight") && has("lora_B.weight")) {
+        let beside = has("lora_A.weight") && has("lora_B.weight");
+        if !looked_up && !beside {
             return Ok(None);
         }
         let as_ours =
