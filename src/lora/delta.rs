@@ -127,8 +127,10 @@ impl Saved {
         let [out, input] = w.size()[..] else { return Ok(None) };
         let has =
             |half: &str| self.tensors.contains_key(&format!("{module}.{half}"));
-        let looked_up = has("lora_embedding_A") || has("lora_embedding_B");
-        if !looked_up && !has("lora_A.weight") && !has("lora_B.weight") {
+        // One half alone is nobody's, and is named as what is left.
+        let looked_up = has("lora_embedding_A") && has("lora_embedding_B");
+        let beside = has("lora_A.weight") && has("lora_B.weight");
+        if !looked_up && !beside {
             return Ok(None);
         }
         let as_ours =

@@ -252,9 +252,9 @@ fn check_adapter(
 ) -> Result<()> {
     if let Some(dir) = from {
         // A folder to resume from is judged where it is read.
-        return match settings.resume {
-            None => lora::read_config(dir).map(|_| ()),
-            Some(_) => Ok(()),
+        return match settings.init_adapter.as_deref() == Some(dir) {
+            true => lora::read_config(dir).map(|_| ()),
+            false => Ok(()),
         };
     }
     let linear = |name: &String| {

@@ -182,9 +182,6 @@ pub fn labels_for(
     if !given.is_empty() && task != Task::Classification {
         return flag("only with --task classification".into());
     }
-    if task == Task::CausalLm {
-        return Ok(None);
-    }
     let meaning = dir.map(saved_labels).transpose()?.flatten();
     let other = |kind: &str| {
         let dir = dir.unwrap_or(Path::new("")).display();
@@ -196,6 +193,13 @@ pub fn labels_for(
     };
     let wanted = (!given.is_empty()).then(|| Labels::Classes(given.to_vec()));
     Ok(match (task, meaning, wanted) {
+        (Task::CausalLm, None, _) => None,
+        (Task::CausalLm, Some(meaning), _) => {
+            return other(match meaning.scores() {
+                1 => "regression",
+                _ => "classification",
+            });
+        }
         (Task::Regression, Some(Meaning::Known(Labels::Classes(_))), _) => {
             return other("classification");
         }
