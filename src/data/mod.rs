@@ -4,19 +4,25 @@
 //! ```text
 //! file of rows -> Dataset (ids and labels per row) -> Plan (seed, epoch) -> Batch [N]
 //! ```
+mod added;
 mod batch;
 mod chat;
 mod check;
 mod dataset;
 mod encode;
+mod engine;
+mod guarded;
+mod jinja;
 mod labelled;
 mod length_cache;
 mod plan;
+mod python;
 mod row_encoder;
 mod rows;
 mod source;
 mod special;
 mod stream;
+mod strftime;
 mod summary;
 mod table;
 mod tokenizer;
@@ -27,6 +33,7 @@ pub use chat::Message;
 pub use check::{BadRow, Lengths, check};
 pub use dataset::Dataset;
 pub use encode::{Encoder, Features, Scale};
+pub use guarded::quiet_when_caught;
 pub use labelled::{Labelled, LabelledRow, Labels};
 pub use plan::{Grouping, Plan};
 pub use row_encoder::RowEncoder;

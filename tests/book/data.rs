@@ -1,10 +1,14 @@
 //! Rows, tokenizers, chat templates, masks, batches and order. `golden/data.json` has
 //! small tokenizers and what Transformers makes of them; `golden/data.py` wrote it.
 mod errors;
+mod hostile;
 mod large;
 mod plan;
+mod prefix;
 mod preview;
+mod special;
 mod stream;
+mod templates;
 mod tokenizers;
 mod turns;
 
