@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Whether `evaluate` wrote this file: it may write it again.
 fn is_ours(path: &Path) -> bool {
-    let text = std::fs::read(path).unwrap_or_default();
+    let text = downhill::files::text(path).unwrap_or_default();
     let all: Value = serde_json::from_slice(&text).unwrap_or_default();
     all["eval_loss"].is_number() && all["rows"].is_number()
 }

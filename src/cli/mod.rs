@@ -81,6 +81,7 @@ pub fn run() -> Result<ExitCode> {
     };
     // What has no better word for it: a call of tch panics.
     device::quiet_when_out_of_memory();
+    downhill::data::quiet_when_caught();
     let code = device::guarded(|| Ok(run_one(cli.command)));
     signals::hold();
     let code = code??;

@@ -239,10 +239,24 @@ fn described(
     });
     out += &format!("ids   {}\n", ids.collect::<Vec<_>>().join(" "));
     if let Some(tokenizer) = tokenizer {
-        let text = runs.iter().map(|(learned, ids)| {
-            Ok(mark(*learned, visible(&tokenizer.decode_all(ids)?)))
-        });
-        out += &format!("text  {}\n", text.collect::<Result<Vec<_>>>()?.concat());
+        // A run's text depends on what stands before it.
+        let (mut before, mut end, mut text) = (String::new(), 0, String::new());
+        let mut tokens = Vec::new();
+        for (learned, ids) in &runs {
+            end += ids.len();
+            let whole = tokenizer.decode_all(&row.ids[..end])?;
+            let same = whole.chars().zip(before.chars()).take_while(|(a, b)| a == b);
+            let from = same.map(|(c, _)| c.len_utf8()).sum::<usize>();
+            text += &mark(*learned, visible(&whole[from..]));
+            before = whole;
+            let names = ids.iter().map(|&id| match tokenizer.token(id) {
+                Some(name) => visible(&name).replace('\n', "\\n"),
+                None => "?".into(),
+            });
+            tokens.push(mark(*learned, names.collect::<Vec<_>>().join(" ")));
+        }
+        // What is one token and what only reads so is to be seen.
+        out += &format!("token {}\ntext  {text}\n", tokens.join(" "));
     }
     Ok(out)
 }

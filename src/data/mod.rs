@@ -4,16 +4,21 @@
 //! ```text
 //! file of rows -> Dataset (ids and labels per row) -> Plan (seed, epoch) -> Batch [N]
 //! ```
+mod added;
 mod batch;
 mod chat;
 mod check;
 mod dataset;
 mod encode;
+mod engine;
 mod fingerprint;
+mod guarded;
+mod jinja;
 mod labelled;
 mod labels;
 mod length_cache;
 mod plan;
+mod python;
 mod questions;
 mod record;
 mod row_encoder;
@@ -21,6 +26,7 @@ mod rows;
 mod source;
 mod special;
 mod stream;
+mod strftime;
 mod summary;
 mod table;
 mod tokenizer;
@@ -32,6 +38,7 @@ pub use check::{BadRow, Lengths, check};
 pub use dataset::Dataset;
 pub use encode::{Encoder, Features, Scale};
 pub use fingerprint::Fingerprint;
+pub use guarded::quiet_when_caught;
 pub use labelled::{Labelled, LabelledRow};
 pub use labels::Labels;
 pub use plan::{Grouping, Plan};

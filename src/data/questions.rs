@@ -1,10 +1,14 @@
 //! What a model is asked of a row, and the answer that is expected.
 use super::{
     Dataset, Example, IGNORED, Message, RowEncoder,
-    chat::ChatTemplate,
+    chat::{self, ChatTemplate},
+    guarded::guarded,
     rows::{Row, RowResult},
+    turns::training_text,
 };
 use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A prompt, and what is to follow it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,18 +91,20 @@ fn turns(encoder: &RowEncoder, messages: &[Message]) -> RowResult<Vec<Question>>
 /// Of each turn of the assistant the text that asks for it, and the turn as it is
 /// learned.
 fn asked_and_written(
-    template: &ChatTemplate,
+    template: &Arc<ChatTemplate>,
     messages: &[Message],
 ) -> RowResult<Vec<(String, String)>> {
-    let (text, spans) = template.training_text(messages)?;
-    let by_assistant = |(_, m): &(usize, &Message)| m.role == "assistant";
-    let turns = messages.iter().enumerate().filter(by_assistant);
-    turns
-        .zip(spans)
-        .map(|((i, turn), span)| {
+    let (text, spans) = training_text(template, messages)?;
+    let (template, messages) = (template.clone(), messages.to_vec());
+    let made = guarded(chat::LIMIT, move || {
+        let by_assistant = |(_, m): &(usize, &Message)| m.role == "assistant";
+        let turns = messages.iter().enumerate().filter(by_assistant);
+        let ask = |((i, turn), span): ((usize, &Message), Range<usize>)| {
             let thinking = turn.content.contains("</think>");
             let asked = template.render(&messages[..i], true, thinking)?;
             Ok((asked, text[span].to_string()))
-        })
-        .collect()
+        };
+        turns.zip(spans).map(ask).collect()
+    });
+    made.unwrap_or_else(|failure| Err(chat::reason(failure)))
 }

@@ -107,16 +107,17 @@ impl RowEncoder {
         match row {
             // ANCHOR: completion
             Row::Completion { prompt, completion } => {
-                let mut ids = encode("prompt", &prompt, true)?;
+                let asked = encode("prompt", &prompt, true)?;
+                let answer = tokenizer
+                    .continued(&asked, &prompt, &completion)
+                    .map_err(|what| format!("`completion` {what}"))?;
+                let answer = with_eos(answer, eos);
                 let mut labels = match self.completion_only_loss {
-                    true => vec![IGNORED; ids.len()],
-                    false => ids.clone(),
+                    true => vec![IGNORED; asked.len()],
+                    false => asked.clone(),
                 };
-                let completion =
-                    with_eos(encode("completion", &completion, false)?, eos);
-                ids.extend(&completion);
-                labels.extend(completion);
-                Ok((ids, labels))
+                labels.extend(&answer);
+                Ok(([asked, answer].concat(), labels))
             }
             // ANCHOR_END: completion
             Row::Text(text) => {
@@ -130,8 +131,9 @@ impl RowEncoder {
                                 `completion`}"
                         .into());
                 };
-                let (text, spans) = template.training_text(&messages)?;
-                let (mut ids, learned) = turns::tokenize(tokenizer, &text, &spans)?;
+                let (text, spans) = turns::training_text(template, &messages)?;
+                let (mut ids, learned) =
+                    turns::tokenize(tokenizer.splitter(), &text, &spans)?;
                 let label = |(&id, learned)| match learned {
                     true => id,
                     false => IGNORED,

@@ -1,6 +1,6 @@
 //! What stands beside `tokenizer.json`: special tokens, the rule for the BOS, and the
 //! chat template.
-use super::chat::ChatTemplate;
+use super::{chat::ChatTemplate, guarded::brief};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::{
@@ -11,45 +11,87 @@ use tokenizers::Tokenizer as Engine;
 
 /// The JSON files beside `tokenizer.json`; `Null` where one does not exist.
 pub(super) struct Files {
-    tokenizer_config: (PathBuf, Value),
-    special_tokens_map: (PathBuf, Value),
+    pub(super) tokenizer_config: (PathBuf, Value),
+    pub(super) special_tokens_map: (PathBuf, Value),
+    pub(super) added_tokens: (PathBuf, Value),
     generation_config: (PathBuf, Value),
     config: (PathBuf, Value),
 }
+
+/// The special tokens that a template is given by name, and that have an id each.
+pub(super) const NAMED: [&str; 7] =
+    ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
 impl Files {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         Ok(Self {
             tokenizer_config: json(dir.join("tokenizer_config.json"))?,
             special_tokens_map: json(dir.join("special_tokens_map.json"))?,
+            added_tokens: json(dir.join("added_tokens.json"))?,
             generation_config: json(dir.join("generation_config.json"))?,
             config: json(dir.join("config.json"))?,
         })
     }
 
-    /// The special token `name` (`bos`, `eos`, ...): its text and id.
+    /// Where special tokens are named, the file that decides first. As in
+    /// Transformers, `special_tokens_map.json` counts only where
+    /// `tokenizer_config.json` has no `added_tokens_decoder`, and there it decides.
+    pub(super) fn sources(&self) -> Vec<&(PathBuf, Value)> {
+        let (config, map) = (&self.tokenizer_config, &self.special_tokens_map);
+        match config.1["added_tokens_decoder"].is_null() {
+            true => vec![map, config],
+            false => vec![config],
+        }
+    }
+
+    /// What is said of the special token `name` (`bos`, `eos`, ...): a string or an
+    /// object with `content`, and the text of it. `Some(None)` is a null.
+    pub(super) fn named(
+        &self,
+        name: &str,
+    ) -> Result<Option<(&Path, Option<(&Value, &str)>)>> {
+        let key = format!("{name}_token");
+        let mut sources = self.sources();
+        if name == "eos" {
+            // Every text has an end, so that a null, or no word, is no answer.
+            sources.push(&self.special_tokens_map);
+            sources.retain(|(_, value)| !value[&key].is_null());
+        }
+        for (path, value) in sources {
+            match value.get(&key) {
+                None => {}
+                Some(Value::Null) => return Ok(Some((path, None))),
+                Some(token) => {
+                    let text = token.as_str().or_else(|| token["content"].as_str());
+                    let Some(text) = text else {
+                        let what = format!(
+                            "`{key}` is {}; expected a string or an object with \
+                             `content`",
+                            brief(&token.to_string())
+                        );
+                        return Err(Error::file(path, what));
+                    };
+                    return Ok(Some((path, Some((token, text)))));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The special token `name`: its text and id.
     pub(super) fn special(
         &self,
         name: &str,
         engine: &Engine,
     ) -> Result<Option<(String, i64)>> {
         let key = format!("{name}_token");
-        for (path, value) in [&self.tokenizer_config, &self.special_tokens_map] {
-            let token = &value[&key];
-            // Either the text itself, or an object that also tells about spaces.
-            let Some(text) = token.as_str().or_else(|| token["content"].as_str())
-            else {
-                if token.is_null() {
-                    continue;
-                }
-                let what = format!(
-                    "`{key}` is {token}; expected a string or an object with `content`"
-                );
-                return Err(Error::file(path, what));
-            };
+        if let Some((path, token)) = self.named(name)? {
+            let Some((_, text)) = token else { return Ok(None) };
             let Some(id) = engine.token_to_id(text) else {
-                let what =
-                    format!("`{key}` is {text:?}, which tokenizer.json has not");
+                let what = format!(
+                    "`{key}` is {:?}, which tokenizer.json has not",
+                    brief(text)
+                );
                 return Err(Error::file(path, what));
             };
             return Ok(Some((text.to_string(), i64::from(id))));
@@ -104,8 +146,10 @@ impl Files {
                     e.get_ids().first() == u32::try_from(bos).ok().as_ref()
                 })),
             (other, _) => {
-                let what =
-                    format!("`add_bos_token` is {other}; expected true or false");
+                let what = format!(
+                    "`add_bos_token` is {}; expected true or false",
+                    brief(&other.to_string())
+                );
                 Err(Error::file(path, what))
             }
         }
@@ -115,7 +159,7 @@ impl Files {
     pub(super) fn chat_template(
         &self,
         dir: &Path,
-        special: &[(String, String)],
+        special: Vec<(String, String)>,
     ) -> Result<Option<ChatTemplate>> {
         let path = dir.join("chat_template.jinja");
         if path.exists() {

@@ -1,18 +1,17 @@
 //! A checkpoint's tokenizer: text to token ids and back.
 use super::{
-    chat::{ChatTemplate, Message},
+    chat::{self, ChatTemplate, Message},
+    engine::{Splitter, engine},
+    guarded::guarded,
     rows::RowResult,
-    special::{Files, text_of},
+    special::{Files, NAMED, text_of},
 };
 use crate::{Error, Result};
-use serde::de::IgnoredAny;
 use std::{
     io,
-    ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
-use tokenizers::{AddedToken, Tokenizer as Engine};
 
 /// A tokenizer as it lies in a checkpoint's folder.
 ///
@@ -26,10 +25,7 @@ use tokenizers::{AddedToken, Tokenizer as Engine};
 #[derive(Clone)]
 pub struct Tokenizer {
     path: PathBuf,
-    engine: Arc<Engine>,
-    /// The [`here`] that `engine` was made in, and the one of the last that was not.
-    home: usize,
-    away: Arc<Mutex<Option<(usize, Arc<Engine>)>>>,
+    splitter: Arc<Splitter>,
     bos: Option<i64>,
     eos: i64,
     stop: Vec<i64>,
@@ -47,8 +43,8 @@ impl Tokenizer {
     }
 
     /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json`, `config.json` and the chat
-    /// template (`chat_template.jinja`, `chat_template.json`, or the key
+    /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json`,
+    /// `config.json` and the chat template (`chat_template.jinja`, `chat_template.json`, or the key
     /// `chat_template` of `tokenizer_config.json`).
     ///
     /// Fails where `tokenizer.json` is missing, a file is broken, a special token is
@@ -65,7 +61,7 @@ impl Tokenizer {
             ),
             _ => Error::io(&path, e),
         })?;
-        let mut engine = engine(&bytes).map_err(|what| {
+        let mut engine = engine(bytes).map_err(|what| {
             Error::file(&path, format!("not a tokenizer that can be read: {what}"))
         })?;
         // A saved truncation or padding would change rows without a word.
@@ -75,6 +71,7 @@ impl Tokenizer {
             .map_err(|e| Error::file(&path, e.to_string()))?;
 
         let files = Files::read(dir)?;
+        files.add_tokens(&mut engine)?;
         let bos = files.special("bos", &engine)?;
         let Some((eos_text, eos)) = files.special("eos", &engine)? else {
             return Err(Error::file(
@@ -83,19 +80,6 @@ impl Tokenizer {
                  generation_config.json or config.json",
             ));
         };
-        let pad = files.special("pad", &engine)?;
-        let unk = files.special("unk", &engine)?;
-
-        // Named in a side file is special enough: never split, left out by `decode`.
-        let named = [
-            bos.as_ref().map(|t| &t.0),
-            Some(&eos_text),
-            pad.as_ref().map(|t| &t.0),
-        ];
-        let named =
-            named.into_iter().flatten().map(|t| AddedToken::from(t.clone(), true));
-        let added = engine.add_special_tokens(named.collect::<Vec<_>>());
-        added.map_err(|e| Error::file(&path, e.to_string()))?;
 
         let mut stop = vec![eos];
         stop.extend(files.ids("eos_token_id").into_iter().map(|(_, id)| id));
@@ -103,22 +87,18 @@ impl Tokenizer {
         stop.sort_unstable();
         stop.dedup();
 
-        let special =
-            [("bos_token", &bos), ("pad_token", &pad), ("unk_token", &unk)]
-                .into_iter()
-                .filter_map(|(name, token)| Some((name, token.as_ref()?.0.clone())))
-                .chain([("eos_token", eos_text)])
-                .map(|(name, text)| (name.to_string(), text))
-                .collect::<Vec<_>>();
-        let template = files.chat_template(dir, &special)?;
+        let mut special = vec![("eos_token".to_string(), eos_text)];
+        for name in NAMED.into_iter().filter(|name| *name != "eos") {
+            let token = files.special(name, &engine)?;
+            special.extend(token.map(|(text, _)| (format!("{name}_token"), text)));
+        }
+        let template = files.chat_template(dir, special)?;
         let bos = bos.map(|(_, id)| id);
         let add_bos = files.adds_bos(bos, &engine)?;
         Ok(Self {
             stop_texts: stop.iter().filter_map(|&id| text_of(&engine, id)).collect(),
             path,
-            engine: Arc::new(engine),
-            home: here(),
-            away: Arc::default(),
+            splitter: Arc::new(Splitter::new(engine)),
             bos,
             eos,
             stop,
@@ -138,50 +118,41 @@ impl Tokenizer {
     }
 
     pub(super) fn ids(&self, text: &str, add_bos: bool) -> RowResult<Vec<i64>> {
-        let encoding = self.splitter()?.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
-        let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
+        let ids = self.splitter.ids(text)?;
         let bos = self.bos.filter(|_| add_bos && self.add_bos);
         let ids: Vec<i64> = bos.into_iter().chain(ids).collect();
         self.begins_once(&ids)?;
         Ok(ids)
     }
 
-    /// The engine, for what splits text: oniguruma compares addresses of its tables,
-    /// and refuses an expression that another copy of it has compiled.
-    fn splitter(&self) -> RowResult<Arc<Engine>> {
-        if self.home == here() {
-            return Ok(self.engine.clone());
+    /// The ids of `completion` behind `asked`, those of `prompt` with its BOS: what the
+    /// whole text has there, if it begins with the prompt's ids, which are all that a
+    /// model is asked with. Where a token of the whole would take in both sides, the
+    /// text is cut between.
+    pub(super) fn continued(
+        &self,
+        asked: &[i64],
+        prompt: &str,
+        completion: &str,
+    ) -> RowResult<Vec<i64>> {
+        let asked = &asked[usize::from(self.add_bos && self.bos.is_some())..];
+        let mut whole = self.splitter.ids(&format!("{prompt}{completion}"))?;
+        match whole.starts_with(asked) {
+            true => Ok(whole.split_off(asked.len())),
+            false => Ok(self.splitter.placed_behind(completion)?.0),
         }
-        let mut away = self.away.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((at, made)) = &*away
-            && *at == here()
-        {
-            return Ok(made.clone());
-        }
-        let json = self.engine.to_string(false).map_err(|e| e.to_string())?;
-        let made = Arc::new(engine(json.as_bytes())?);
-        *away = Some((here(), made.clone()));
-        Ok(made)
     }
 
-    /// The ids of `text` without a BOS, and which bytes of it each stands for.
-    pub(super) fn ids_with_offsets(
-        &self,
-        text: &str,
-    ) -> RowResult<(Vec<i64>, Vec<Range<usize>>)> {
-        let encoding = self.splitter()?.encode(text, false);
-        let encoding = encoding.map_err(|e| format!("cannot encode: {e}"))?;
-        let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
-        let offsets = encoding.get_offsets().iter().map(|&(from, to)| from..to);
-        Ok((ids, offsets.collect()))
+    /// What splits text.
+    pub(super) fn splitter(&self) -> &Splitter {
+        &self.splitter
     }
 
     /// Refuses ids that begin with two BOS.
     pub(super) fn begins_once(&self, ids: &[i64]) -> RowResult<()> {
         match (self.bos, ids) {
             (Some(bos), [first, second, ..]) if [bos; 2] == [*first, *second] => {
-                let token = text_of(&self.engine, bos).unwrap_or_default();
+                let token = text_of(&self.splitter.engine, bos).unwrap_or_default();
                 Err(format!(
                     "begins with {token} twice, a beginning that no model has seen; \
                      take it out of the text (where a checkpoint wants one, it is put \
@@ -196,16 +167,19 @@ impl Tokenizer {
     /// The text of `ids`. Special tokens leave nothing, and neither do ids that are
     /// not in the vocabulary.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
-        let ids = ids.iter().filter_map(|&id| u32::try_from(id).ok());
-        let text = self.engine.decode(&ids.collect::<Vec<_>>(), true);
-        text.map_err(|e| self.failed("decode", &*e))
+        let text = self.splitter.decode(ids, true);
+        text.map_err(|what| Error::file(&self.path, what))
     }
 
     /// The text of `ids`, special tokens written out.
     pub fn decode_all(&self, ids: &[i64]) -> Result<String> {
-        let ids = ids.iter().filter_map(|&id| u32::try_from(id).ok());
-        let text = self.engine.decode(&ids.collect::<Vec<_>>(), false);
-        text.map_err(|e| self.failed("decode", &*e))
+        let text = self.splitter.decode(ids, false);
+        text.map_err(|what| Error::file(&self.path, what))
+    }
+
+    /// The token of `id` as the vocabulary writes it, or `None` where it has none.
+    pub fn token(&self, id: i64) -> Option<String> {
+        text_of(&self.splitter.engine, id)
     }
 
     /// A decoder for ids that come one at a time.
@@ -222,13 +196,16 @@ impl Tokenizer {
     /// where the checkpoint has no chat template. Encode it without a BOS: the
     /// template writes its own.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Option<String>> {
-        let Some(template) = &self.template else { return Ok(None) };
-        let text = template.render(messages, true, false);
+        let Some(template) = self.template.clone() else { return Ok(None) };
+        let messages = messages.to_vec();
+        let text =
+            guarded(chat::LIMIT, move || template.render(&messages, true, false));
+        let text = text.unwrap_or_else(|failure| Err(chat::reason(failure)));
         text.map(Some).map_err(|what| Error::file(&self.path, what))
     }
 
-    pub(super) fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_deref()
+    pub(super) fn template(&self) -> Option<&Arc<ChatTemplate>> {
+        self.template.as_ref()
     }
 
     /// Whether `text` ends with an EOS token, or one and then white space.
@@ -263,28 +240,8 @@ impl Tokenizer {
     /// The largest token id plus one. A model's `vocab_size` may be larger (rounded
     /// up), never smaller.
     pub fn vocab_size(&self) -> i64 {
-        let ids = self.engine.get_vocab(true).into_values();
+        let ids = self.splitter.engine.get_vocab(true).into_values();
         ids.max().map_or(0, |id| i64::from(id) + 1)
-    }
-
-    fn failed(&self, verb: &str, e: &dyn std::error::Error) -> Error {
-        Error::file(&self.path, format!("cannot {verb}: {e}"))
-    }
-}
-
-/// Where this copy of the library lies: in a notebook each cell has its own.
-fn here() -> usize {
-    static HERE: u8 = 0;
-    &raw const HERE as usize
-}
-
-/// The engine of a tokenizer.json. It panics on some broken files: on many that are no
-/// JSON, which is therefore asked first, and on merges that contradict the vocabulary.
-fn engine(json: &[u8]) -> std::result::Result<Engine, String> {
-    serde_json::from_slice::<IgnoredAny>(json).map_err(|e| e.to_string())?;
-    match std::panic::catch_unwind(|| Engine::from_bytes(json)) {
-        Ok(engine) => engine.map_err(|e| e.to_string()),
-        Err(_) => Err("it contradicts itself; fetch or save it again".into()),
     }
 }
 

@@ -1,7 +1,12 @@
 //! A conversation as it is learned: the chat template's text, with the reasoning that
 //! some templates drop, and where in it the assistant speaks.
-use super::{Tokenizer, chat::ChatTemplate, chat::Message, rows::RowResult};
-use std::ops::Range;
+use super::{
+    chat::{self, ChatTemplate, Message},
+    engine::Splitter,
+    guarded::guarded,
+    rows::RowResult,
+};
+use std::{ops::Range, sync::Arc};
 
 /// The tags around reasoning, and what stands for them while a template runs: two
 /// code points that are no characters, so that no text has them and no template
@@ -22,6 +27,17 @@ fn restore(text: &str) -> String {
     text.replace(OPEN.1, OPEN.0).replace(CLOSE.1, CLOSE.0)
 }
 
+/// [`ChatTemplate::training_text`] of somebody else's template: it has an end, or the
+/// row has an error.
+pub(super) fn training_text(
+    template: &Arc<ChatTemplate>,
+    messages: &[Message],
+) -> RowResult<(String, Vec<Range<usize>>)> {
+    let (template, messages) = (template.clone(), messages.to_vec());
+    let made = guarded(chat::LIMIT, move || template.training_text(&messages));
+    made.unwrap_or_else(|failure| Err(chat::reason(failure)))
+}
+
 impl ChatTemplate {
     /// The whole conversation as text, and where in it (in bytes) each assistant turn
     /// stands: from what the model is shown when it is asked for that turn, to the end
@@ -33,7 +49,7 @@ impl ChatTemplate {
     /// tags are hidden from the template. Where it asks for a turn with an open
     /// `<think>`, the turn begins with one, that of an answer without reasoning with an
     /// empty one: else training would teach the answer to another prompt.
-    pub(super) fn training_text(
+    fn training_text(
         &self,
         messages: &[Message],
     ) -> RowResult<(String, Vec<Range<usize>>)> {
@@ -119,31 +135,41 @@ fn with_reasoning<'a>(
 // ANCHOR: spans
 /// The ids of a conversation's text, and of each whether the assistant writes it.
 ///
-/// Tokenized whole; but where a token would begin before a turn and end in it, the
-/// text is cut there, as it is when the model is asked for the turn.
+/// Tokenized whole; but where a token would begin before a turn and end in it, and the
+/// ids before it are not those that the model is asked with, the text is cut there.
 pub(super) fn tokenize(
-    tokenizer: &Tokenizer,
+    splitter: &Splitter,
     text: &str,
     spans: &[Range<usize>],
 ) -> RowResult<(Vec<i64>, Vec<bool>)> {
-    let (mut ids, mut offsets) = tokenizer.ids_with_offsets(text)?;
-    let astride = |at: &Range<usize>| {
-        spans.iter().any(|span| at.start < span.start && span.start < at.end)
-    };
-    if offsets.iter().any(astride) {
-        (ids, offsets) = (Vec::new(), Vec::new());
-        let cuts = spans.iter().map(|span| span.start).chain([text.len()]);
-        let mut from = 0;
-        for to in cuts {
-            let (piece, at) = tokenizer.ids_with_offsets(&text[from..to])?;
-            ids.extend(piece);
-            offsets.extend(at.iter().map(|at| at.start + from..at.end + from));
-            from = to;
+    let (mut ids, mut places) = splitter.placed(text)?;
+    // How many ids stand before each turn, where their places do not say it.
+    let mut before = vec![0; spans.len()];
+    let (mut cuts, mut cut) = (Vec::new(), false);
+    for (span, before) in spans.iter().zip(&mut before) {
+        let start = span.start;
+        if places.iter().any(|at| at.start < start && start < at.end) {
+            let asked = splitter.ids(&text[..start])?;
+            *before = asked.len();
+            cut |= !ids.starts_with(&asked);
+            cuts.push(start);
         }
     }
-    let learned = |at: &Range<usize>| {
-        spans.iter().any(|span| at.start < span.end && at.end > span.start)
+    if cut {
+        before.fill(0);
+        (ids, places) = splitter.placed(&text[..cuts[0]])?;
+        cuts.push(text.len());
+        for cut in cuts.windows(2) {
+            let (piece, at) = splitter.placed_behind(&text[cut[0]..cut[1]])?;
+            ids.extend(piece);
+            places.extend(at.iter().map(|at| at.start + cut[0]..at.end + cut[0]));
+        }
+    }
+    let learned = |(i, at): (usize, &Range<usize>)| {
+        spans.iter().zip(&before).any(|(span, &before)| {
+            at.start < span.end && at.end > span.start && i >= before
+        })
     };
-    Ok((ids, offsets.iter().map(learned).collect()))
+    Ok((ids, places.iter().enumerate().map(learned).collect()))
 }
 // ANCHOR_END: spans

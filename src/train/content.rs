@@ -246,7 +246,7 @@ fn hash(bytes: &[u8]) -> String {
 fn adapter(dir: &Path) -> Result<String> {
     let read = |name: &str| {
         let path = dir.join(name);
-        std::fs::read(&path).map_err(|e| Error::io(&path, e))
+        crate::files::read(&path).map_err(|e| Error::io(&path, e))
     };
     let both = [read("adapter_config.json")?, read("adapter_model.safetensors")?];
     Ok(hash(&both.concat()))
@@ -255,7 +255,7 @@ fn adapter(dir: &Path) -> Result<String> {
 /// A file's bytes; of JSON files that say how a model is used as well, the keys that
 /// matter, in whatever order. None where there is none of these.
 fn file(path: &Path) -> Result<Option<String>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::files::read(path).map_err(|e| Error::io(path, e))?;
     let matters: fn(&str) -> bool = match path.file_name().and_then(|n| n.to_str()) {
         Some("config.json") => |key| {
             !matches!(key, "transformers_version" | "_name_or_path" | "use_cache")

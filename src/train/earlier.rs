@@ -130,7 +130,7 @@ fn is_empty(path: &Path) -> bool {
 }
 
 pub(super) fn read(path: &Path) -> Value {
-    let text = fs::read(path).unwrap_or_default();
+    let text = crate::files::text(path).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 

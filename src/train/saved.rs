@@ -69,7 +69,7 @@ fn lacking(dir: &Path) -> Option<String> {
 
 fn read_state(dir: &Path) -> Result<Value> {
     let path = dir.join(STATE);
-    let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let bytes = crate::files::text(&path).map_err(|e| Error::io(&path, e))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| Error::file(&path, format!("not JSON: {e}")))
 }

@@ -40,7 +40,7 @@ impl Trained {
     /// One of ours that cannot be read, by file and key.
     pub fn of(adapter: &Path) -> Result<Self> {
         let path = adapter.join(STATE);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match crate::files::text(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Self::default());
             }

@@ -2,11 +2,15 @@
 //! small tokenizers and what Transformers makes of them; `golden/data.py` wrote it.
 mod cells;
 mod errors;
+mod hostile;
 mod large;
 mod plan;
+mod prefix;
 mod preview;
 mod questions;
+mod special;
 mod stream;
+mod templates;
 mod tokenizers;
 mod turns;
 

@@ -37,6 +37,15 @@ fn preview_shows_ids_text_and_mask() {
     let begin = "<｜begin▁of▁sentence｜>The hen says: ";
     let end = "[[egg<｜end▁of▁sentence｜>]]";
     assert!(text.contains(&format!("text  {begin}{end}")), "{text}");
+    // What is one token, and what only reads so.
+    let names = |text: &str, bos| {
+        let ids = tokenizer.encode(text, bos).unwrap();
+        let names = ids.iter().map(|&id| tokenizer.token(id).unwrap());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let (prompt, answer) = (names("The hen says: ", true), names("egg", false));
+    let tokens = format!("token {prompt} [[{answer} <｜end▁of▁sentence｜>]]");
+    assert!(text.contains(&tokens), "{text}");
     assert!(
         text.contains("1 of 1 rows") && text.contains("tokens per row"),
         "{text}"
