@@ -3,8 +3,8 @@
 //! (`xtask/src/soak/mutate.rs`), and an input that brings a new message is damaged
 //! further.
 //!
-//! A line per finding on stdout: `panic`, `slow` or `message`, the input's number, and
-//! what was seen; the input is kept in `WORK/found-NUMBER`. An input that ends the
+//! A line per finding on stdout: `panic` or `slow`, the input's number, and what was
+//! seen; the input is kept in `WORK/found-NUMBER`. An input that ends the
 //! process is in `WORK/input`. To read one again: `--target T --again FOLDER`.
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -71,10 +71,13 @@ type Read = fn(&Path) -> downhill::Result<()>;
 
 /// Inputs that are damaged further, at most.
 const GROWN: usize = 200;
-/// Seconds and bytes beyond which an input is slow, and a message long.
+/// An input that takes longer is slow.
 const SLOW: Duration = Duration::from_secs(20);
-const LONG: usize = 4096;
+/// Of the checkpoints that ship.
+const VOCABULARY: i64 = 2048;
 
+/// What the soak made, for readers that need more than their folder.
+static GROUND: OnceLock<PathBuf> = OnceLock::new();
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> Result<()> {
@@ -152,16 +155,8 @@ fn judged(
         Ok(Ok(())) => "read".into(),
     };
     message(&text);
-    let control = |c: &char| c.is_control() && !matches!(c, '\n' | '\t');
-    if took > SLOW {
-        return Some(("slow", format!("{:.0} s: {text:.100}", took.as_secs_f64())));
-    }
-    if text.len() > LONG {
-        let start: String = text.chars().take(100).collect();
-        return Some(("message", format!("{} bytes: {start:?}", text.len())));
-    }
-    let raw = text.chars().find(control);
-    raw.map(|c| ("message", format!("{c:?} in it: {:?}", text.replace('\n', " "))))
+    let slow = format!("{:.0} s: {text:.100}", took.as_secs_f64());
+    (took > SLOW).then_some(("slow", slow))
 }
 
 fn file(name: &'static str, format: Format, good: Vec<u8>) -> File {
@@ -215,6 +210,7 @@ fn target(name: &str, ground: &Path, input: &Path) -> Result<(Vec<File>, Read)> 
         }
         "labelled" => {
             put("model/tokenizer.json", "tokenizer.json")?;
+            put("model/tokenizer_config.json", "tokenizer_config.json")?;
             let class = file("class.jsonl", JsonLines, few("class.jsonl")?);
             let number = file("number.jsonl", JsonLines, few("number.jsonl")?);
             (
@@ -264,10 +260,7 @@ fn target(name: &str, ground: &Path, input: &Path) -> Result<(Vec<File>, Read)> 
             )
         }
         "resume" => {
-            for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-                put(&format!("model/{name}"), name)?;
-            }
-            put("pairs.jsonl", "pairs.jsonl")?;
+            GROUND.get_or_init(|| ground.to_path_buf());
             let folder = ground.join("made/run/checkpoint-2");
             for entry in fs::read_dir(folder)? {
                 let path = entry?.path();
@@ -356,7 +349,7 @@ fn quant_state(dir: &Path) -> downhill::Result<()> {
 fn rows(dir: &Path) -> downhill::Result<()> {
     let tokenizer = Tokenizer::from_dir(dir)?;
     for name in ["pairs.jsonl", "text.jsonl", "chat.jsonl", "ids.jsonl"] {
-        let encoder = RowEncoder::new(Some(&tokenizer), 48, 512);
+        let encoder = RowEncoder::new(Some(&tokenizer), 48, VOCABULARY);
         let mut worst = None;
         check(dir.join(name), &encoder, &mut |bad| worst = Some(bad.what))?;
         if let Some(what) = worst {
@@ -370,7 +363,7 @@ fn rows(dir: &Path) -> downhill::Result<()> {
 fn labelled(dir: &Path) -> downhill::Result<()> {
     let tokenizer = Tokenizer::from_dir(dir)?;
     let load = |name: &str, labels: Labels| {
-        Labelled::load(dir.join(name), Some(&tokenizer), (48, 512), &labels)
+        Labelled::load(dir.join(name), Some(&tokenizer), (48, VOCABULARY), &labels)
     };
     load("class.jsonl", Labels::Classes(vec![]))?.split(0.3, 1)?;
     load("table.csv", Labels::Classes(vec![]))?.counts();
@@ -402,8 +395,13 @@ struct Flags {
     settings: Settings,
 }
 
+/// Goes on from what lies in `dir` as `ck-…`; model and rows are the ground's, by the
+/// names that the run began with.
 fn resume(dir: &Path) -> downhill::Result<()> {
     let io = |path: &Path, e: std::io::Error| Error::file(path, e.to_string());
+    for old in ["out", "logs"] {
+        fs::remove_dir_all(dir.join(old)).ok();
+    }
     let out = dir.join("out/checkpoint-2");
     fs::create_dir_all(&out).map_err(|e| io(&out, e))?;
     for entry in fs::read_dir(dir).map_err(|e| io(dir, e))?.flatten() {
@@ -413,10 +411,11 @@ fn resume(dir: &Path) -> downhill::Result<()> {
         }
     }
     let path = |name: &str| dir.join(name).display().to_string();
+    let ground = GROUND.get().map_or(dir, PathBuf::as_path);
     let flags = Flags::try_parse_from([
         "fuzz".into(),
-        format!("--model={}", dir.display()),
-        format!("--train-file={}", path("pairs.jsonl")),
+        format!("--model={}", ground.join("model").display()),
+        format!("--train-file={}", ground.join("pairs.jsonl").display()),
         format!("--output-dir={}", path("out")),
         format!("--logging-dir={}", path("logs")),
         format!("--resume={}", out.display()),

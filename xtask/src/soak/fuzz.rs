@@ -101,10 +101,6 @@ fn watched(place: &Place<'_>, name: &str, call: &Call) -> Result<Option<u64>> {
             let (number, what) = rest.split_once(' ').unwrap_or(("0", rest));
             let when = format!("{name}, input {number}");
             place.found(Cause::Hang, &when, what, call);
-        } else if let Some(rest) = line.strip_prefix("message ") {
-            let (number, what) = rest.split_once(' ').unwrap_or(("0", rest));
-            let when = format!("{name}, input {number}");
-            place.found(Cause::Message, &when, what, call);
         }
     }
     if ended.code == Some(0) {

@@ -5,7 +5,7 @@ use super::ground::{Ground, fresh};
 use super::judge::Cause;
 use super::random::Rng;
 use super::report::Report;
-use super::{More, Place, files, hostile, kills};
+use super::{More, Place, faults, files, hostile, kills};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -132,7 +132,8 @@ fn other_bits_after_a_resume_are_found() {
 /// Runs lines of shell with the shim: how they ended, and the operations.
 fn shimmed(name: &str, lines: &str, env: &[(&str, &str)]) -> Option<(i32, String)> {
     let planted = Planted::new(name, lines);
-    let (shim, log) = (planted.ground.shim.clone()?, planted.work.join("log"));
+    let shim = faults::compile(&planted.ground.dir).unwrap()?;
+    let log = planted.work.join("log");
     let mut call = planted.ground.call("x").path("--model", "in/model");
     let under = planted.work.join("out");
     fresh(&under).unwrap();
