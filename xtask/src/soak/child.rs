@@ -24,6 +24,8 @@ pub struct Call {
     after: String,
     /// Memory that may be mapped, in KiB.
     memory: Option<u64>,
+    /// The line of a call that follows.
+    then: String,
 }
 
 /// How a run ended.
@@ -45,6 +47,7 @@ impl Call {
             before: vec![],
             after: String::new(),
             memory: None,
+            then: String::new(),
         }
     }
 
@@ -81,6 +84,11 @@ impl Call {
         self
     }
 
+    /// This call, and another after it, as one finding.
+    pub fn then(&self, next: &Self) -> Self {
+        Self { then: format!("\n{}", next.line()), ..self.clone() }
+    }
+
     /// The shell's program: by `exec`, so that the process is the command itself.
     fn script(&self) -> String {
         let mut text = String::new();
@@ -101,7 +109,9 @@ impl Call {
             let _ = write!(text, "export {}={value}; ", key.to_string_lossy());
         }
         let words: Vec<String> = self.args.iter().map(|a| quoted(a)).collect();
-        text + &self.script().replace("\"$0\" \"$@\"", &words.join(" ")) + ")"
+        text + &self.script().replace("\"$0\" \"$@\"", &words.join(" "))
+            + ")"
+            + &self.then
     }
 
     pub fn start(&self) -> Result<Running> {

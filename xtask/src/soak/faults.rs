@@ -284,6 +284,7 @@ fn disturb(
     }
     let again = if setting.resumed { plain.args(["--resume"]) } else { plain };
     let ended = again.run(120)?;
+    let again = call.then(&again);
     if ended.code != Some(0) {
         let what = format!("again: {}: {}", ended.how(), ended.last_line());
         place.found(Cause::Refused, &when, what, &again);

@@ -179,7 +179,8 @@ fn a_snapshot_sees_every_kind_of_change() {
     let changes = |was: &files::Snapshot| {
         was.changes(&files::Snapshot::of(&[&top]), true).len()
     };
-    let kinds: [(&str, fn(&Path)); 4] = [
+    type Change = fn(&Path);
+    let kinds: [(&str, Change); 4] = [
         ("nothing", |_| ()),
         ("removed", |a| fs::remove_file(a).unwrap()),
         ("rewritten", |a| {
