@@ -1,5 +1,5 @@
 //! The readers within one process, thousands of damaged inputs a minute:
-//! `examples/fuzz_readers.rs`, which knows the library, started and watched from here.
+//! `examples/fuzz_readers/`, which knows the library, started and watched from here.
 
 use super::child::Call;
 use super::judge::Cause;

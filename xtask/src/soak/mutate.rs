@@ -1,6 +1,6 @@
 //! Damage to a file that knows what the file is: numbers go to extremes, values change
 //! their kind, parts go missing, come twice or change places, and now and then bytes
-//! are bent without regard to any of it. `examples/fuzz_readers.rs` uses the same.
+//! are bent without regard to any of it. `examples/fuzz_readers/` uses the same.
 
 use super::random::Rng;
 use super::{json, tensors};
