@@ -44,6 +44,19 @@ impl MappedFile {
                 };
                 Error::file(path, format!("{e}{fix}"))
             })?;
+        for (name, info) in header.tensors() {
+            // The format's own check lets sizes pass that come to nothing times a 0.
+            let sizes = info.shape.iter().filter(|n| **n > 0);
+            let product =
+                |all: i64, n: &usize| all.checked_mul(i64::try_from(*n).ok()?);
+            if sizes.copied().try_fold(1, |all, n| product(all, &n)).is_none() {
+                let what = format!(
+                    "shape {:?}, which is too large for any tensor; the file is damaged",
+                    info.shape
+                );
+                return Err(Error::tensor(path, name, what));
+            }
+        }
         Ok(Self { path: path.into(), header, map, data_start: 8 + header_len })
     }
 

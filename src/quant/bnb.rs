@@ -79,7 +79,9 @@ impl Stored {
         let map = floats(MAP, &part(MAP)?)?;
         if map.iter().map(|x| x.to_bits()).ne(nf4::CODE.map(f32::to_bits)) {
             let what = "these are not the 16 levels of NF4";
-            return wrong(MAP, format!("found {map:?}; {what}"));
+            let first = &map[..map.len().min(nf4::CODE.len())];
+            let found = format!("found {} levels, {first:?}", map.len());
+            return wrong(MAP, format!("{found}; {what}"));
         }
         let weight = part("")?;
         let storage = weight.kind();

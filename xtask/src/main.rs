@@ -17,6 +17,8 @@ mod run;
 mod selftest;
 mod setup;
 mod sh;
+#[cfg(unix)]
+mod soak;
 mod sources;
 mod tools;
 
@@ -68,6 +70,13 @@ const COMMANDS: &[Command] = &[
         "peers|optim|latent|gpu [ARGS]",
         "speed side by side with others",
         bench::main,
+    ),
+    #[cfg(unix)]
+    Command(
+        "soak",
+        "[--minutes N] [--seed S] [--only PART]",
+        "kills, full disks, hostile files, signals: what a run must survive",
+        soak::main,
     ),
     Command(
         "processors",

@@ -240,6 +240,32 @@ fn safetensors_headers() {
             &[file],
         ),
         (
+            "overflowing, times 0",
+            &raw(
+                r#"{"a":{"dtype":"F32","shape":[4611686018427387904,2,0],"data_offsets":[0,0]}}"#,
+                0,
+            ),
+            &[file, "`a`", "too large"],
+        ),
+        (
+            "a folder",
+            &|b| {
+                b.remove(WEIGHTS);
+                fs::create_dir(b.at(WEIGHTS)).unwrap();
+            },
+            &[file, "a folder, pipe or device"],
+        ),
+        #[cfg(unix)]
+        (
+            "a pipe",
+            &|b| {
+                b.remove(WEIGHTS);
+                let mut mkfifo = std::process::Command::new("mkfifo");
+                assert!(mkfifo.arg(b.at(WEIGHTS)).status().unwrap().success());
+            },
+            &[file, "a folder, pipe or device"],
+        ),
+        (
             "no such dtype",
             &|b| b.header(WEIGHTS, |h| h[norm]["dtype"] = json!("F7")),
             &[file],
