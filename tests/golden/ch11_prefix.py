@@ -113,6 +113,9 @@ def main():
                 turns = [(ids(text(i, True)), ids(text(i + 1, False)))
                          for i in range(len(chat)) if chat[i]["role"] == "assistant"]
                 clean = all(whole[:len(part)] == part for turn in turns for part in turn)
+                # `Strip` takes the end of a turn away where the turn ends the text.
+                clean &= len(turns) == 1 or case["name"] != "nfkc_lower_strip" or (
+                    template == TEMPLATES["special"])
                 spans = [[len(asked), len(answered)] for asked, answered in turns]
                 case["chats"].append(dict(
                     template=template, messages=chat, ids=whole, asked=turns[0][0],
