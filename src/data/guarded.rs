@@ -87,7 +87,7 @@ mod tests {
         let panic = guarded(second, || -> i32 { panic!("a\n{}", "b".repeat(999)) });
         let Err(Failure::Panic(what)) = panic else { panic!("no panic") };
         assert!(what.starts_with("a\\nbbb") && what.len() < 310, "{what}");
-        let late = guarded(Duration::from_millis(20), || thread::sleep(second));
+        let late = guarded(Duration::from_millis(20), move || thread::sleep(second));
         assert_eq!(late, Err(Failure::Late));
     }
 }
