@@ -187,7 +187,10 @@ fn unreadable_programs(root: &Path) -> Vec<String> {
         let text = read(root, &path);
         let lines = text.lines().count();
         if lines > PROGRAM {
-            wrong.push(format!("{}: {lines} lines, at most {PROGRAM}", path.display()));
+            wrong.push(format!(
+                "{}: {lines} lines, at most {PROGRAM}",
+                path.display()
+            ));
         }
         // What makes and checks the pages' numbers stays in lab/experiments.
         for word in ["Report", "clap", "macro_rules!", "assert!"] {
