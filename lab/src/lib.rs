@@ -9,6 +9,7 @@ pub mod cost;
 pub mod dates;
 pub mod faults;
 mod memory;
+mod named;
 pub mod normality;
 mod parallel;
 pub mod published;
@@ -26,6 +27,7 @@ mod words;
 pub mod writing;
 
 pub use memory::peak;
+pub use named::named;
 pub use parallel::{by_seed, parallel};
 pub use recorded::Recorded;
 pub use report::Report;

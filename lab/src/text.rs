@@ -139,6 +139,17 @@ impl Text {
         Decoder::random(config, seed)
     }
 
+    /// The numbers of these characters; one that the text lacks counts as its first.
+    pub fn encode(&self, text: &str) -> Vec<i64> {
+        let id = |c| self.alphabet.binary_search(&c).unwrap_or_default() as i64;
+        text.chars().map(id).collect()
+    }
+
+    /// The characters of these numbers.
+    pub fn decode(&self, ids: &[i64]) -> String {
+        ids.iter().filter_map(|id| self.alphabet.get(*id as usize)).collect()
+    }
+
     /// `count` characters that the model writes after `start`, each drawn from its
     /// prediction at this temperature; the draws depend on the seed.
     ///
@@ -151,8 +162,7 @@ impl Text {
         (count, temperature): (usize, f64),
         seed: u64,
     ) -> Result<String> {
-        let id = |c| self.alphabet.binary_search(&c).unwrap_or_default() as i64;
-        let mut ids: Vec<i64> = start.chars().map(id).collect();
+        let mut ids = self.encode(start);
         for u in uniform(count, 0.5, seed, 0) {
             let seen = &ids[ids.len().saturating_sub(CONTEXT)..];
             let x = Tensor::from_slice(seen).unsqueeze(0);
@@ -164,7 +174,7 @@ impl Text {
             let next = below.sum(Kind::Int64).int64_value(&[]);
             ids.push(next.min(self.vocabulary - 1));
         }
-        Ok(ids.iter().map(|id| self.alphabet[*id as usize]).collect())
+        Ok(self.decode(&ids))
     }
 
     /// Mean cross-entropy of the next character, in nats, without dropout.

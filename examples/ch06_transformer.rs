@@ -1,0 +1,179 @@
+//! Chapter 6, the Transformer: `cargo run --example ch06_transformer`.
+//! A language model in a few tensor operations. It reads a book letter by letter,
+//! learns to spell, and writes.
+use anyhow::Result;
+use downhill::models::{Decoder, DecoderConfig};
+use downhill::optim::{Adam, Driver, Optimizer, Param};
+use downhill::plot::Chart;
+use downhill_lab::{Text, named};
+use indicatif::ProgressIterator;
+use std::collections::BTreeMap;
+use tch::{Device::Cpu, Kind, Tensor, no_grad};
+
+/// Query heads.
+pub const H: i64 = 4;
+/// Heads of keys and values.
+pub const G: i64 = 2;
+/// Numbers of a head.
+pub const K: i64 = 16;
+/// Layers.
+pub const LAYERS: i64 = 2;
+
+/// The model's tensors by their names.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// Every vector of `x` [.., in] times the matrix `w` [out, in].
+pub fn linear(x: &Tensor, w: &Tensor) -> Tensor {
+    x.matmul(&w.tr())
+}
+
+// ANCHOR: norm
+/// Every vector of `x` [.., D] with a root mean square of 1, times the gains `w`.
+pub fn norm(x: &Tensor, w: &Tensor) -> Tensor {
+    let mean_square = x.square().mean_dim(-1, true, None);
+    x / (mean_square + 1e-6).sqrt() * w
+}
+// ANCHOR_END: norm
+
+// ANCHOR: rotate
+/// Turns pair i of each vector of `x` [.., T, K] at place m by m · 10000^(-2i/K).
+pub fn rotate(x: &Tensor) -> Tensor {
+    let (t, half) = (x.size()[2], x.size()[3] / 2);
+    let m = Tensor::arange(t, (x.kind(), Cpu)).unsqueeze(1);
+    let i = Tensor::arange(half, (x.kind(), Cpu));
+    let angle = m * (i * (-10_000f64.ln() / half as f64)).exp(); // [T, K/2]
+    let (a, b) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
+    let (cos, sin) = (angle.cos(), angle.sin());
+    Tensor::cat(&[&a * &cos - &b * &sin, &a * &sin + &b * &cos], -1)
+}
+// ANCHOR_END: rotate
+
+// ANCHOR: look
+/// softmax(q kᵀ / √K) [.., T, T], where place t sees places 0 to t.
+pub fn look(q: &Tensor, k: &Tensor) -> Tensor {
+    let (t, size) = (q.size()[2], q.size()[3]);
+    let scores = q.matmul(&k.transpose(-2, -1)) / (size as f64).sqrt();
+    let later = Tensor::ones([t, t], (Kind::Bool, Cpu)).triu(1);
+    scores.masked_fill(&later, f64::NEG_INFINITY).softmax(-1, None)
+}
+
+/// Attention over `x` [B, T, D]: H heads ask, G heads answer.
+pub fn attention(x: &Tensor, [q, k, v, o]: [&Tensor; 4]) -> Tensor {
+    let split = |y: Tensor| y.unflatten(-1, [-1, K]).transpose(1, 2);
+    let [q, k, v] = [q, k, v].map(|w| split(linear(x, w))); // [B, H or G, T, K]
+    let each = |y: &Tensor| y.repeat_interleave_self_int(H / G, 1, None);
+    let p = look(&rotate(&q), &each(&rotate(&k)));
+    let y = p.matmul(&each(&v)); // [B, H, T, K]
+    linear(&y.transpose(1, 2).flatten(2, 3), o)
+}
+// ANCHOR_END: look
+
+// ANCHOR: swiglu
+/// Every vector of `x` by itself: down(silu(gate x) ⊙ up x).
+pub fn swiglu(x: &Tensor, [gate, up, down]: [&Tensor; 3]) -> Tensor {
+    linear(&(linear(x, gate).silu() * linear(x, up)), down)
+}
+// ANCHOR_END: swiglu
+
+// ANCHOR: hidden
+/// Letters [B, T] to the vectors [B, T, D] after the last layer.
+pub fn hidden(w: &Weights, ids: &Tensor) -> Tensor {
+    let mut x = Tensor::embedding(&w["embed_tokens"], ids, -1, false, false);
+    for layer in 0..LAYERS {
+        let get = |part: &str| &w[&format!("{layer}.{part}")];
+        let normed = norm(&x, get("input_layernorm"));
+        x = &x + attention(&normed, ["q", "k", "v", "o"].map(get));
+        let normed = norm(&x, get("post_attention_layernorm"));
+        x = &x + swiglu(&normed, ["gate", "up", "down"].map(get));
+    }
+    norm(&x, &w["norm"])
+}
+// ANCHOR_END: hidden
+
+// ANCHOR: loss
+/// The mean of -ln p of the letters `y` [B·T] that came, from scores `z` [B, T, V].
+pub fn loss(z: &Tensor, y: &Tensor) -> Tensor {
+    let log_p = z.flatten(0, 1).log_softmax(-1, None);
+    -log_p.gather(1, &y.unsqueeze(1), false).mean(None)
+}
+// ANCHOR_END: loss
+
+/// `n` letters after `start`, each drawn from what the model expects.
+pub fn write(w: &Weights, text: &Text, start: &str, n: usize) -> String {
+    let mut ids = text.encode(start);
+    for _ in 0..n {
+        let seen = &ids[ids.len().saturating_sub(32)..]; // it has learned no longer ones
+        let h = no_grad(|| hidden(w, &Tensor::from_slice(seen).unsqueeze(0)));
+        let z = linear(&h.select(1, -1), &w["lm_head"]); // of the last place, [1, V]
+        ids.push(z.softmax(-1, None).multinomial(1, true).int64_value(&[0, 0]));
+    }
+    text.decode(&ids)
+}
+
+fn main() -> Result<()> {
+    let quick = std::env::args().any(|a| a == "--quick");
+    tch::manual_seed(0);
+
+    // # A random start
+    // The shapes; the library draws the numbers, and gives each tensor its usual name.
+    let text = Text::alice()?;
+    let config = DecoderConfig {
+        vocab_size: text.vocabulary(),
+        hidden_size: 64,
+        intermediate_size: 176,
+        num_hidden_layers: LAYERS,
+        num_attention_heads: H,
+        num_key_value_heads: G,
+        head_dim: K,
+        ..DecoderConfig::default()
+    };
+    let w = named(&Decoder::random(config, 0)?);
+    println!("{} letters, {} tensors", text.vocabulary(), w.len());
+
+    // # Backward by hand
+    // The gradient of the scores is p - y; that of the head's matrix follows from it.
+    // ANCHOR: by_hand
+    let (x, y) = text.batch(0, 0, false);
+    let (h, head) = (hidden(&w, &x), &w["lm_head"]);
+    let z = linear(&h, head);
+    let first = loss(&z, &y);
+    first.backward();
+    let dz =
+        (z.softmax(-1, None).flatten(0, 1) - y.one_hot(text.vocabulary())) / 256.;
+    let gap = dz.tr().matmul(&h.flatten(0, 1)) - head.grad();
+    // ANCHOR_END: by_hand
+    let gap = gap.abs().max().double_value(&[]);
+    println!("first loss {:.2}", first.double_value(&[]));
+    println!("gradient by hand and by autograd: {gap:.0e} apart");
+
+    // # It learns to write
+    println!("before: {:?}", write(&w, &text, "Alice ", 60));
+    let named = w.iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
+    let steps: i32 = if quick { 40 } else { 1200 };
+    let mut losses = vec![];
+    // ANCHOR: loop
+    let params = Param::with_decay(named, |_, _| 0.);
+    let mut optimizer = Driver::new(Adam::default(), params);
+    for step in (0..steps).progress() {
+        let (x, y) = text.batch(0, step.into(), false);
+        let loss = loss(&linear(&hidden(&w, &x), &w["lm_head"]), &y);
+        optimizer.zero_grad();
+        loss.backward();
+        optimizer.step(0.003);
+        // ANCHOR_END: loop
+        losses.push((f64::from(step), loss.double_value(&[])));
+    }
+    for hundred in losses.chunks(100).step_by(2) {
+        let mean = hundred.iter().map(|l| l.1).sum::<f64>() / hundred.len() as f64;
+        println!("steps from {:4}: loss {mean:.2}", hundred[0].0);
+    }
+    println!("after: {:?}", write(&w, &text, "Alice ", 200));
+
+    let figure = Chart::new("Learning to spell", "step", "loss (nats)");
+    figure
+        .line("loss", losses)
+        .draw()?
+        .save("target/figures/ch06_transformer.svg")?;
+    println!("figure: target/figures/ch06_transformer.svg");
+    Ok(())
+}
