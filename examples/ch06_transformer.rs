@@ -5,8 +5,7 @@ use anyhow::Result;
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::optim::{Adam, Driver, Optimizer, Param};
 use downhill::plot::Chart;
-use downhill_lab::{Text, named};
-use indicatif::ProgressIterator;
+use downhill_lab::{ProgressIterator, Text, named};
 use std::collections::BTreeMap;
 use tch::{Device::Cpu, Kind, Tensor, no_grad};
 
@@ -27,6 +26,7 @@ pub fn linear(x: &Tensor, w: &Tensor) -> Tensor {
     x.matmul(&w.tr())
 }
 
+// CELL: The norm
 // ANCHOR: norm
 /// Every vector of `x` [.., D] with a root mean square of 1, times the gains `w`.
 pub fn norm(x: &Tensor, w: &Tensor) -> Tensor {
@@ -35,6 +35,7 @@ pub fn norm(x: &Tensor, w: &Tensor) -> Tensor {
 }
 // ANCHOR_END: norm
 
+// CELL: Positions
 // ANCHOR: rotate
 /// Turns pair i of each vector of `x` [.., T, K] at place m by m · 10000^(-2i/K).
 pub fn rotate(x: &Tensor) -> Tensor {
@@ -48,6 +49,7 @@ pub fn rotate(x: &Tensor) -> Tensor {
 }
 // ANCHOR_END: rotate
 
+// CELL: Attention
 // ANCHOR: look
 /// softmax(q kᵀ / √K) [.., T, T], where place t sees places 0 to t.
 pub fn look(q: &Tensor, k: &Tensor) -> Tensor {
@@ -68,6 +70,7 @@ pub fn attention(x: &Tensor, [q, k, v, o]: [&Tensor; 4]) -> Tensor {
 }
 // ANCHOR_END: look
 
+// CELL: SwiGLU
 // ANCHOR: swiglu
 /// Every vector of `x` by itself: down(silu(gate x) ⊙ up x).
 pub fn swiglu(x: &Tensor, [gate, up, down]: [&Tensor; 3]) -> Tensor {
@@ -75,6 +78,7 @@ pub fn swiglu(x: &Tensor, [gate, up, down]: [&Tensor; 3]) -> Tensor {
 }
 // ANCHOR_END: swiglu
 
+// CELL: The residual stream
 // ANCHOR: hidden
 /// Letters [B, T] to the vectors [B, T, D] after the last layer.
 pub fn hidden(w: &Weights, ids: &Tensor) -> Tensor {
@@ -90,6 +94,7 @@ pub fn hidden(w: &Weights, ids: &Tensor) -> Tensor {
 }
 // ANCHOR_END: hidden
 
+// CELL: Scores and loss
 // ANCHOR: loss
 /// The mean of -ln p of the letters `y` [B·T] that came, from scores `z` [B, T, V].
 pub fn loss(z: &Tensor, y: &Tensor) -> Tensor {
@@ -112,9 +117,9 @@ pub fn write(w: &Weights, text: &Text, start: &str, n: usize) -> String {
 
 fn main() -> Result<()> {
     let quick = std::env::args().any(|a| a == "--quick");
-    tch::manual_seed(0);
+    // NOTEBOOK: let quick: bool = false;
 
-    // # A random start
+    // CELL: A random start
     // The shapes; the library draws the numbers, and gives each tensor its usual name.
     let text = Text::alice()?;
     let config = DecoderConfig {
@@ -127,32 +132,34 @@ fn main() -> Result<()> {
         head_dim: K,
         ..DecoderConfig::default()
     };
-    let w = named(&Decoder::random(config, 0)?);
+    let model = Decoder::random(config, 0)?;
+    let w: Weights = named(&model);
     println!("{} letters, {} tensors", text.vocabulary(), w.len());
 
-    // # Backward by hand
+    // CELL: Backward by hand
     // The gradient of the scores is p - y; that of the head's matrix follows from it.
     // ANCHOR: by_hand
     let (x, y) = text.batch(0, 0, false);
-    let (h, head) = (hidden(&w, &x), &w["lm_head"]);
-    let z = linear(&h, head);
+    let h = hidden(&w, &x);
+    let z = linear(&h, &w["lm_head"]);
     let first = loss(&z, &y);
     first.backward();
-    let dz =
-        (z.softmax(-1, None).flatten(0, 1) - y.one_hot(text.vocabulary())) / 256.;
-    let gap = dz.tr().matmul(&h.flatten(0, 1)) - head.grad();
+    let (p, came) = (z.softmax(-1, None), y.one_hot(text.vocabulary()));
+    let dz = (p.flatten(0, 1) - came) / 256.;
+    let dw = dz.tr().matmul(&h.flatten(0, 1));
+    let gap = dw - w["lm_head"].grad();
     // ANCHOR_END: by_hand
     let gap = gap.abs().max().double_value(&[]);
     println!("first loss {:.2}", first.double_value(&[]));
     println!("gradient by hand and by autograd: {gap:.0e} apart");
 
-    // # It learns to write
+    // CELL: It learns to write
+    tch::manual_seed(0); // of the draws
     println!("before: {:?}", write(&w, &text, "Alice ", 60));
-    let named = w.iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
     let steps: i32 = if quick { 40 } else { 1200 };
     let mut losses = vec![];
     // ANCHOR: loop
-    let params = Param::with_decay(named, |_, _| 0.);
+    let params = Param::with_decay(named(&model), |_, _| 0.);
     let mut optimizer = Driver::new(Adam::default(), params);
     for step in (0..steps).progress() {
         let (x, y) = text.batch(0, step.into(), false);
@@ -170,10 +177,11 @@ fn main() -> Result<()> {
     println!("after: {:?}", write(&w, &text, "Alice ", 200));
 
     let figure = Chart::new("Learning to spell", "step", "loss (nats)");
-    figure
-        .line("loss", losses)
-        .draw()?
-        .save("target/figures/ch06_transformer.svg")?;
+    let figure = figure.line("loss", losses).draw()?;
+    // NOTEBOOK: skip
+    figure.save("target/figures/ch06_transformer.svg")?;
     println!("figure: target/figures/ch06_transformer.svg");
+    // NOTEBOOK: end
+    // NOTEBOOK: figure
     Ok(())
 }

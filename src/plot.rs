@@ -235,7 +235,8 @@ impl Chart {
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
         let longest = self.series.iter().map(|s| s.name.chars().count()).max();
-        let beside = if self.at_ends { 8 * longest.unwrap_or(0) as i32 } else { 0 };
+        let beside =
+            if self.at_ends { 16 + 8 * longest.unwrap_or(0) as i32 } else { 0 };
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 20))
             .margin(10)

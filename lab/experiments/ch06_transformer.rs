@@ -129,6 +129,7 @@ fn main() -> anyhow::Result<()> {
     );
     println!("gradient of the first layer over that of the last, by depth");
     let depths = [2, 4, 8, 16];
+    let mut deepest = vec![];
     for (key, name, pieces) in [
         ("whole", "whole", WHOLE),
         ("stream", "no stream", NO_STREAM),
@@ -153,14 +154,17 @@ fn main() -> anyhow::Result<()> {
             report.spread(&format!("depth.{key}.l{depth}.loss"), first);
             points.push((*depth as f64, ratio));
         }
+        deepest.push(points[points.len() - 1].1);
         chart = draw_spread(chart, name, &points, 1.);
     }
-    report.tolerance("depth", Some(0.05));
-    report.figure("depth", &chart.log_x().log_y().at_ends().draw()?)?;
+    assert!(deepest[1].low > 5. * deepest[0].high, "{deepest:?}");
+    assert!(deepest[2].low.is_infinite(), "no norm: {}", deepest[2]);
+    report.tolerance("depth", Some(0.1));
+    report.figure("depth", &chart.log_y().at_ends().draw()?)?;
 
     // CELL: What each part is for
     let steps = if quick { 40 } else { 120 };
-    let rates = downhill_lab::grid(10f64.powf(-3.5), 10f64.sqrt(), 5);
+    let rates = downhill_lab::grid(1e-3, 10f64.sqrt(), 4);
     // Each variant's rate is chosen on another seed than those that are reported.
     let count = rates.len();
     let choice = seeds.end..seeds.end + 1;
@@ -178,7 +182,6 @@ fn main() -> anyhow::Result<()> {
         })
         .collect();
     let edge = |b: &usize| *b == 0 || *b == count - 1;
-    println!("rates {rates:.4?}, best ones {best:?}");
     assert!(quick || !best.iter().any(edge), "a best rate at the edge: {best:?}");
     let high = rates[best[0]] * 10f64.sqrt();
     let mut jobs: Vec<(Pieces, f64, i64)> =
@@ -200,10 +203,15 @@ fn main() -> anyhow::Result<()> {
     ]);
     for (i, (key, name)) in all.enumerate() {
         let loss = Spread::of(done[i].iter().map(|d| d.held_out));
-        let honest = Spread::of(done[i].iter().map(|d| d.honest));
+        // Where no mask is at fault the two are one.
+        let leaks = ["mask", "late"].contains(&key);
+        let told = |d: &Done| if leaks { d.honest } else { d.held_out };
+        let honest = Spread::of(done[i].iter().map(told));
         let learned = Spread::of(done[i].iter().map(|d| d.learned));
         let pairs = done[i].iter().zip(&done[0]);
-        let worse = pairs.filter(|(a, b)| a.honest > b.honest).count();
+        let worse = pairs.filter(|(a, b)| told(a) > told(b)).count();
+        assert!(quick || i == 0 || worse == done[0].len(), "{name} is not worse");
+        assert!(quick || !leaks || loss.high < 1. && honest.low > text.entropy());
         println!(
             "  {name:18} {:.4} {loss:.3}; under the mask {honest:.3}; worse {worse}",
             jobs[i].1
@@ -215,15 +223,21 @@ fn main() -> anyhow::Result<()> {
             &format!("parts.{key}"),
             [("rate", jobs[i].1), ("worse", worse as f64)],
         );
-        if i < VARIANTS.len() {
+        if i < VARIANTS.len() && !leaks {
             rows.push((name, Vec::from_iter(done[i].iter().map(|d| d.honest))));
         }
     }
+    let [high, warm] = [&done[7], &done[8]];
+    let pairs = high.iter().zip(warm);
+    let warm_better = pairs.filter(|(h, w)| w.held_out < h.held_out).count();
+    println!("  the warmup is better in {warm_better}");
     report.numbers(
         "parts",
         [
             ("steps", steps as f64),
             ("seeds", done[0].len() as f64),
+            ("warmup", (steps / 5) as f64),
+            ("warm_better", warm_better as f64),
             ("letters", text.entropy()),
         ],
     );

@@ -26,6 +26,7 @@ pub mod tune;
 mod words;
 pub mod writing;
 
+pub use indicatif::ProgressIterator;
 pub use memory::peak;
 pub use named::named;
 pub use parallel::{by_seed, parallel};

@@ -216,7 +216,7 @@ fn rotate() -> Result<Figure> {
         assert!((a.1 - b.1).abs() < 1e-9, "{a:?} {b:?}");
     }
     chart = chart.line("query at place 40", near).points("query at place 119", far);
-    chart.y_range(-9., 9.).draw()
+    chart.y_range(-3., 11.).draw()
 }
 
 /// The loss of a prediction, and the gradient of its score.
