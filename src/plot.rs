@@ -40,8 +40,11 @@ impl Figure {
         &self.svg
     }
 
-    /// Writes it to a file.
+    /// Writes the drawing to a file, whose folder is made where it is missing.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        if let Some(folder) = path.as_ref().parent() {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
         atomic::bytes(path.as_ref(), self.svg.as_bytes())
     }
 

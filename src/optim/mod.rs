@@ -40,6 +40,18 @@ pub struct Param {
 }
 
 impl Param {
+    /// A tensor that does not decay. The optimizer moves the tensor of the caller: both
+    /// are one.
+    pub fn new(name: &str, tensor: &Tensor) -> Self {
+        let (name, tensor) = (name.to_string(), tensor.shallow_clone());
+        Self { name, tensor, weight_decay: 0. }
+    }
+
+    /// Named tensors, none of which decays.
+    pub fn all(named: impl IntoIterator<Item = (String, Tensor)>) -> Vec<Self> {
+        Self::with_decay(named, |_, _| 0.)
+    }
+
     /// Named tensors with the decay that `decay(name, tensor)` gives to each.
     pub fn with_decay(
         named: impl IntoIterator<Item = (String, Tensor)>,

@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const LIMIT: usize = 400;
+/// Lines of a reader's program, which one types along with.
+const PROGRAM: usize = 130;
 
 /// Who may import whom. Everyone may use `error`; `main` and `cli` may use everything.
 /// Four edges are not in the plan of the floors, and say why.
@@ -177,6 +179,30 @@ fn long_files(root: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Readers' programs that are too long, or that lean on what is not for the reader.
+fn unreadable_programs(root: &Path) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for slug in slugs(root) {
+        let path = PathBuf::from(format!("examples/{slug}.rs"));
+        let text = read(root, &path);
+        let lines = text.lines().count();
+        if lines > PROGRAM {
+            wrong.push(format!("{}: {lines} lines, at most {PROGRAM}", path.display()));
+        }
+        // What makes and checks the pages' numbers stays in lab/experiments.
+        for word in ["Report", "clap", "macro_rules!", "assert!"] {
+            if code(&text).contains(word) {
+                wrong.push(format!("{}: `{word}`", path.display()));
+            }
+        }
+        let figure = format!("target/figures/{slug}.svg");
+        if !text.is_empty() && !text.contains(&figure) {
+            wrong.push(format!("{}: writes no {figure}", path.display()));
+        }
+    }
+    wrong
+}
+
 fn stray_unsafe(root: &Path) -> Vec<String> {
     let words = |text: &str| {
         code(text)
@@ -208,6 +234,7 @@ fn incomplete_chapters(root: &Path) -> Vec<String> {
     let modules = read(root, Path::new("tests/book/main.rs"));
     for slug in slugs(root) {
         for part in [
+            format!("examples/{slug}.rs"),
             format!("lab/experiments/{slug}.rs"),
             format!("tests/book/{slug}.rs"),
             format!("chapters/figures/{slug}.svg"),
@@ -263,11 +290,12 @@ fn broken_includes(root: &Path) -> Vec<String> {
 
 /// A rule: what it is about, and what it finds wrong.
 type Rule = (&'static str, fn(&Path) -> Vec<String>);
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 6] = [
     ("imports", wrong_imports),
     ("length", long_files),
     ("unsafe", stray_unsafe),
     ("chapters", incomplete_chapters),
+    ("programs", unreadable_programs),
     ("includes", broken_includes),
 ];
 
@@ -296,6 +324,7 @@ fn small_tree() -> tempfile::TempDir {
     put("chapters/figures/ch05_adam.svg", "");
     put("chapters/figures/ch05_adam.json", "");
     put("chapters/notebooks/ch05_adam.ipynb", "");
+    put("examples/ch05_adam.rs", "// target/figures/ch05_adam.svg\n");
     put("lab/experiments/ch05_adam.rs", "");
     put("tests/book/ch05_adam.rs", "");
     put("tests/book/main.rs", "mod ch05_adam;\n");
@@ -355,8 +384,11 @@ fn each_rule_finds_its_fault() {
             "chapters",
             "chapters/ch06_schedules.md",
             "",
-            "no lab/experiments/ch06_schedules.rs",
+            "no examples/ch06_schedules.rs",
         ),
+        ("programs", "examples/ch05_adam.rs", &long, "401 lines, at most 130"),
+        ("programs", "examples/ch05_adam.rs", "use downhill_lab::Report;", "Report"),
+        ("programs", "examples/ch05_adam.rs", "fn main() {}", "writes no target"),
         ("includes", "chapters/a.md", "{{#include ../src/none.rs}}", "no file"),
         (
             "includes",
@@ -380,6 +412,7 @@ fn each_rule_finds_its_fault() {
         assert!(found.contains(expected), "{name}, {path}: found only `{found}`");
     }
     for part in [
+        "examples/ch05_adam.rs",
         "lab/experiments/ch05_adam.rs",
         "tests/book/ch05_adam.rs",
         "chapters/figures/ch05_adam.svg",
