@@ -1,25 +1,15 @@
 //! Chapter 6, the Transformer: `cargo run --example ch06_transformer`.
-//! A language model in a few tensor operations. It reads a book letter by letter,
-//! learns to spell, and writes.
+//! A language model in a few tensor operations: it reads a book, and writes.
 use anyhow::Result;
-use downhill::models::{Decoder, DecoderConfig};
 use downhill::optim::{Adam, Driver, Optimizer, Param};
 use downhill::plot::Chart;
-use downhill_lab::{ProgressIterator, Text, named};
-use std::collections::BTreeMap;
+use downhill_lab::{Named, ProgressIterator, Text, named};
 use tch::{Device::Cpu, Kind, Tensor, no_grad};
 
-/// Query heads.
-pub const H: i64 = 4;
-/// Heads of keys and values.
-pub const G: i64 = 2;
-/// Numbers of a head.
-pub const K: i64 = 16;
-/// Layers.
-pub const LAYERS: i64 = 2;
-
-/// The model's tensors by their names.
-pub type Weights = BTreeMap<String, Tensor>;
+pub(crate) const H: i64 = 4; // query heads
+pub(crate) const G: i64 = 2; // heads of keys and values
+pub(crate) const K: i64 = 16; // numbers of a head
+pub(crate) const LAYERS: i64 = 2;
 
 /// Every vector of `x` [.., in] times the matrix `w` [out, in].
 pub fn linear(x: &Tensor, w: &Tensor) -> Tensor {
@@ -81,7 +71,7 @@ pub fn swiglu(x: &Tensor, [gate, up, down]: [&Tensor; 3]) -> Tensor {
 // CELL: The residual stream
 // ANCHOR: hidden
 /// Letters [B, T] to the vectors [B, T, D] after the last layer.
-pub fn hidden(w: &Weights, ids: &Tensor) -> Tensor {
+pub fn hidden(w: &Named, ids: &Tensor) -> Tensor {
     let mut x = Tensor::embedding(&w["embed_tokens"], ids, -1, false, false);
     for layer in 0..LAYERS {
         let get = |part: &str| &w[&format!("{layer}.{part}")];
@@ -104,7 +94,7 @@ pub fn loss(z: &Tensor, y: &Tensor) -> Tensor {
 // ANCHOR_END: loss
 
 /// `n` letters after `start`, each drawn from what the model expects.
-pub fn write(w: &Weights, text: &Text, start: &str, n: usize) -> String {
+pub fn write(w: &Named, text: &Text, start: &str, n: usize) -> String {
     let mut ids = text.encode(start);
     for _ in 0..n {
         let seen = &ids[ids.len().saturating_sub(32)..]; // it has learned no longer ones
@@ -120,37 +110,22 @@ fn main() -> Result<()> {
     // NOTEBOOK: let quick: bool = false;
 
     // CELL: A random start
-    // The shapes; the library draws the numbers, and gives each tensor its usual name.
     let text = Text::alice()?;
-    let config = DecoderConfig {
-        vocab_size: text.vocabulary(),
-        hidden_size: 64,
-        intermediate_size: 176,
-        num_hidden_layers: LAYERS,
-        num_attention_heads: H,
-        num_key_value_heads: G,
-        head_dim: K,
-        ..DecoderConfig::default()
-    };
-    let model = Decoder::random(config, 0)?;
-    let w: Weights = named(&model);
+    let model = text.grouped(0)?; // of which only the tensors are used here
+    let w: Named = named(&model);
     println!("{} letters, {} tensors", text.vocabulary(), w.len());
 
     // CELL: Backward by hand
-    // The gradient of the scores is p - y; that of the head's matrix follows from it.
     // ANCHOR: by_hand
     let (x, y) = text.batch(0, 0, false);
     let h = hidden(&w, &x);
     let z = linear(&h, &w["lm_head"]);
-    let first = loss(&z, &y);
-    first.backward();
+    loss(&z, &y).backward();
     let (p, came) = (z.softmax(-1, None), y.one_hot(text.vocabulary()));
     let dz = (p.flatten(0, 1) - came) / 256.;
     let dw = dz.tr().matmul(&h.flatten(0, 1));
-    let gap = dw - w["lm_head"].grad();
+    let gap = (dw - w["lm_head"].grad()).abs().max().double_value(&[]);
     // ANCHOR_END: by_hand
-    let gap = gap.abs().max().double_value(&[]);
-    println!("first loss {:.2}", first.double_value(&[]));
     println!("gradient by hand and by autograd: {gap:.0e} apart");
 
     // CELL: It learns to write
@@ -159,8 +134,7 @@ fn main() -> Result<()> {
     let steps: i32 = if quick { 40 } else { 1200 };
     let mut losses = vec![];
     // ANCHOR: loop
-    let params = Param::with_decay(named(&model), |_, _| 0.);
-    let mut optimizer = Driver::new(Adam::default(), params);
+    let mut optimizer = Driver::new(Adam::default(), Param::all(named(&model)));
     for step in (0..steps).progress() {
         let (x, y) = text.batch(0, step.into(), false);
         let loss = loss(&linear(&hidden(&w, &x), &w["lm_head"]), &y);
@@ -170,12 +144,10 @@ fn main() -> Result<()> {
         // ANCHOR_END: loop
         losses.push((f64::from(step), loss.double_value(&[])));
     }
-    for hundred in losses.chunks(100).step_by(2) {
-        let mean = hundred.iter().map(|l| l.1).sum::<f64>() / hundred.len() as f64;
-        println!("steps from {:4}: loss {mean:.2}", hundred[0].0);
+    for (step, loss) in losses.iter().step_by(200) {
+        println!("step {step:4}: loss {loss:.2}");
     }
     println!("after: {:?}", write(&w, &text, "Alice ", 200));
-
     let figure = Chart::new("Learning to spell", "step", "loss (nats)");
     let figure = figure.line("loss", losses).draw()?;
     // NOTEBOOK: skip

@@ -28,7 +28,7 @@ pub mod writing;
 
 pub use indicatif::ProgressIterator;
 pub use memory::peak;
-pub use named::named;
+pub use named::{Named, named};
 pub use parallel::{by_seed, parallel};
 pub use recorded::Recorded;
 pub use report::Report;

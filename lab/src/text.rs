@@ -124,7 +124,20 @@ impl Text {
     /// # Errors
     /// None in practice: the sizes are fixed.
     pub fn model(&self, seed: u64) -> Result<Decoder> {
-        let config = DecoderConfig {
+        Decoder::random(self.config(), seed)
+    }
+
+    /// The same with half as many heads of keys and values as of queries.
+    ///
+    /// # Errors
+    /// None in practice: the sizes are fixed.
+    pub fn grouped(&self, seed: u64) -> Result<Decoder> {
+        let config = DecoderConfig { num_key_value_heads: 2, ..self.config() };
+        Decoder::random(config, seed)
+    }
+
+    fn config(&self) -> DecoderConfig {
+        DecoderConfig {
             vocab_size: self.vocabulary,
             hidden_size: 64,
             intermediate_size: 176,
@@ -135,8 +148,7 @@ impl Text {
             max_position_embeddings: CONTEXT as i64,
             dropout: self.dropout,
             ..DecoderConfig::default()
-        };
-        Decoder::random(config, seed)
+        }
     }
 
     /// The numbers of these characters; one that the text lacks counts as its first.

@@ -3,7 +3,7 @@
 use crate::golden::{floats, gap, json};
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::nn::{Mode, RmsNorm, Rope, RopeScaling, cross_entropy};
-use reader::Weights;
+use downhill_lab::Named;
 use std::collections::BTreeMap;
 use tch::{Device::Cpu, Kind, Tensor, no_grad};
 
@@ -200,11 +200,11 @@ fn ids() -> Tensor {
     (Tensor::arange(14, (Kind::Int64, Cpu)) * 5).fmod(13).view([2, 7])
 }
 
-fn logits(w: &Weights, ids: &Tensor) -> Tensor {
+fn logits(w: &Named, ids: &Tensor) -> Tensor {
     reader::linear(&reader::hidden(w, ids), &w["lm_head"])
 }
 
-fn whole_loss(w: &Weights) -> Tensor {
+fn whole_loss(w: &Named) -> Tensor {
     let y = ids().narrow(1, 1, 6).reshape([-1]);
     reader::loss(&logits(w, &ids().narrow(1, 0, 6)), &y)
 }
@@ -289,12 +289,19 @@ fn changed(result: impl Fn(&Tensor) -> Tensor) -> Vec<i64> {
 fn no_place_sees_a_later_one() {
     let w = downhill_lab::named(&decoder());
     assert_eq!(changed(|ids| reader::hidden(&w, ids)), [3, 4, 5, 6]);
-    let see_all = |ids: &Tensor| {
-        let x = Tensor::embedding(&w["embed_tokens"], ids, -1, false, false);
-        let p = x.matmul(&x.transpose(1, 2)).softmax(-1, None);
-        p.matmul(&x)
+    // The test sees a leak: a softmax over the wrong axis, and the mask off by one.
+    let leaking = |first: i64, axis: i64| {
+        changed(|ids| {
+            let x = Tensor::embedding(&w["embed_tokens"], ids, -1, false, false);
+            let later = Tensor::ones([7, 7], (Kind::Bool, Cpu)).triu(first);
+            let scores = x.matmul(&x.transpose(1, 2));
+            let scores = scores.masked_fill(&later, f64::NEG_INFINITY);
+            scores.softmax(axis, None).matmul(&x)
+        })
     };
-    assert_eq!(changed(see_all), [0, 1, 2, 3, 4, 5, 6], "the test sees no leak");
+    assert_eq!(leaking(1, -1), [3, 4, 5, 6], "the right mask and axis");
+    assert_eq!(leaking(1, -2), [0, 1, 2, 3, 4, 5, 6], "over those who ask");
+    assert_eq!(leaking(2, -1), [2, 3, 4, 5, 6], "off by one");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The Transformer of the reader's program, in parts that can be left out.
-use super::reader::{self, K, LAYERS, Weights, linear};
+use super::reader::{self, K, LAYERS, linear};
 use downhill::Result;
 use downhill::models::{Decoder, DecoderConfig};
 use downhill::optim::{Adam, Driver, Optimizer, Param};
 use downhill::schedule::Schedule;
-use downhill_lab::{Text, named};
+use downhill_lab::{Named, Text, named};
 use tch::{Device::Cpu, Kind, Tensor, no_grad};
 
 pub const D: i64 = 64;
@@ -56,7 +56,7 @@ pub fn scores(q: &Tensor, k: &Tensor) -> Tensor {
 }
 
 /// A model of so many layers and this width, drawn by the library.
-pub fn drawn(v: i64, layers: i64, width: i64, seed: u64) -> Result<Weights> {
+pub fn drawn(v: i64, layers: i64, width: i64, seed: u64) -> Result<Named> {
     let config = DecoderConfig {
         vocab_size: v,
         hidden_size: width,
@@ -71,7 +71,7 @@ pub fn drawn(v: i64, layers: i64, width: i64, seed: u64) -> Result<Weights> {
 }
 
 /// The same with matrices that keep the size of what they multiply: 1/√in for 0.02.
-pub fn kept_in_size(w: &Weights) -> Weights {
+pub fn kept_in_size(w: &Named) -> Named {
     let grown = |(name, t): (&String, &Tensor)| {
         let factor = match t.dim() {
             2 => (t.size()[1] as f64).powf(-0.5) / 0.02,
@@ -84,7 +84,7 @@ pub fn kept_in_size(w: &Weights) -> Weights {
 
 /// Scores [B, T, V] by these pieces. `see` is shown what each layer's heads look at.
 pub fn forward(
-    w: &Weights,
+    w: &Named,
     pieces: Pieces,
     ids: &Tensor,
     see: &mut dyn FnMut(&Tensor),
@@ -109,18 +109,18 @@ pub fn forward(
     linear(&norm(&x, &w["norm"]), &w["lm_head"])
 }
 
-pub fn scored(w: &Weights, pieces: Pieces, (x, y): (Tensor, Tensor)) -> Tensor {
+pub fn scored(w: &Named, pieces: Pieces, (x, y): (Tensor, Tensor)) -> Tensor {
     reader::loss(&forward(w, pieces, &x, &mut |_| ()), &y)
 }
 
-pub fn adam(w: &Weights) -> Driver<Adam, 2> {
+pub fn adam(w: &Named) -> Driver<Adam, 2> {
     let named = w.iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
-    Driver::new(Adam::default(), Param::with_decay(named, |_, _| 0.))
+    Driver::new(Adam::default(), Param::all(named))
 }
 
 /// Trains on the batches that `batch` gives; the loss of each step, before it.
 pub fn train(
-    w: &Weights,
+    w: &Named,
     pieces: Pieces,
     lr: impl Schedule,
     steps: i64,
@@ -139,7 +139,7 @@ pub fn train(
 }
 
 /// Mean loss on held-out text.
-pub fn held_out(text: &Text, w: &Weights, pieces: Pieces, seed: u64) -> f64 {
+pub fn held_out(text: &Text, w: &Named, pieces: Pieces, seed: u64) -> f64 {
     let loss = |i| no_grad(|| scored(w, pieces, text.batch(seed, i, true)));
     (0..8).map(|i| loss(i).double_value(&[])).sum::<f64>() / 8.
 }
