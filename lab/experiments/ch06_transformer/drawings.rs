@@ -24,7 +24,7 @@ pub fn all(report: &mut Report) -> Result<()> {
 /// The whole model, from letters at the bottom to a prediction at the top.
 fn blocks() -> Figure {
     let stream = 120.;
-    let mut s = Sketch::new(520, 700);
+    let mut s = Sketch::new(494, 700);
     s = s.text((stream, 680.), 15, Middle, "letters: A l i c e");
     s = s.line(&[(stream, 668.), (stream, 636.)], GREY, true);
     s = s.block([40., 598., 160., 38.], 3, "embedding");
@@ -62,29 +62,29 @@ fn embed() -> Figure {
     let letters = ["a", "b", "c", "d", "e"];
     let shade =
         |i: usize, j: usize| f64::from((7 * i + 5 * j * j + 3) as u32 % 9) / 10.;
-    let mut s = Sketch::new(620, 250);
-    s = s.text((150., 20.), 16, Middle, "Embedding: pick a row");
-    s = s.text((470., 20.), 16, Middle, "Head: compare with every row");
+    let mut s = Sketch::new(340, 450);
+    s = s.text((170., 20.), 16, Middle, "Embedding: pick a row");
+    s = s.text((170., 236.), 16, Middle, "Head: compare with every row");
     for (i, letter) in letters.iter().enumerate() {
-        let y = 46. + 32. * i as f64;
+        let y = 40. + 30. * i as f64;
         s = s.text((40., y + 14.), 15, Middle, letter);
-        s = s.text((350., y + 14.), 15, Middle, letter);
+        s = s.text((40., y + 230.), 15, Middle, letter);
         for j in 0..4 {
             let x = 60. + 28. * j as f64;
             s = s.cell([x, y, 28.], 3, shade(i, j), "");
-            s = s.cell([x + 310., y, 28.], 3, shade(i + 2, j), "");
+            s = s.cell([x, y + 216., 28.], 3, shade(i + 2, j), "");
         }
-        s = s.line(&[(490., y + 14.), (516., y + 14.)], GREY, true);
-        let score = ["2.1", "-0.4", "0.3", "-1.2", "0.9"][i];
-        s = s.text((540., y + 14.), 15, Middle, score);
+        s = s.line(&[(180., y + 230.), (206., y + 230.)], GREY, true);
+        let score = ["2.1", "−0.4", "0.3", "−1.2", "0.9"][i];
+        s = s.text((232., y + 230.), 15, Middle, score);
     }
-    s = s.line(&[(180., 124.), (210., 124.)], GREY, true);
+    s = s.line(&[(180., 114.), (206., 114.)], GREY, true);
     for j in 0..4 {
-        s = s.cell([216. + 22. * j as f64, 113., 22.], 3, shade(2, j), "");
+        s = s.cell([214. + 24. * j as f64, 102., 24.], 3, shade(2, j), "");
     }
-    s = s.text((260., 98.), 14, Middle, "letter c");
-    s = s.text((125., 228.), 14, Middle, "V rows of D numbers");
-    s.text((470., 228.), 14, Middle, "a product of two vectors each").draw()
+    s = s.text((262., 84.), 14, Middle, "letter c");
+    s = s.text((116., 206.), 14, Middle, "V rows of D numbers");
+    s.text((170., 430.), 14, Middle, "each score is a product of two vectors").draw()
 }
 
 /// The worked example: three letters, queries, keys and values of two numbers.
@@ -97,17 +97,17 @@ fn attend(report: &mut Report) -> Figure {
     let p = reader::look(&q, &k);
     let y = p.matmul(&v);
     let at = |t: &Tensor, i: i64, j: i64| t.double_value(&[0, 0, i, j]);
-    let mut s = Sketch::new(640, 260);
-    let side = 46.;
-    for (x, name) in
-        [(89., "scores"), (279., "weights"), (450., "values"), (580., "result")]
-    {
-        s = s.text((x, 30.), 16, Middle, name);
+    let mut s = Sketch::new(420, 480);
+    let side = 50.;
+    let names =
+        [(85., 20., "scores"), (335., 20., "weights"), (85., 246., "values")];
+    for (x, y, name) in names.into_iter().chain([(335., 246., "result")]) {
+        s = s.text((x, y), 16, Middle, name);
     }
     for i in 0..3 {
-        let y0 = 56. + side * i as f64;
+        let top = 40. + side * i as f64;
         for j in 0..3 {
-            let x = 20. + side * j as f64;
+            let x = 10. + side * j as f64;
             let (score, weight) = (at(&scores, i, j), at(&p, i, j));
             report.number(&format!("worked.score.t{i}.s{j}"), score);
             report.number(&format!("worked.p.t{i}.s{j}"), weight);
@@ -115,34 +115,30 @@ fn attend(report: &mut Report) -> Figure {
                 true => ("–".to_string(), "0".to_string()),
                 false => (format!("{score:.2}"), format!("{weight:.2}")),
             };
-            s = s.cell([x, y0, side], 0, 0., &a);
-            s = s.cell([x + 190., y0, side], 1, weight, &b);
+            s = s.cell([x, top, side], 0, 0., &a);
+            s = s.cell([x + 250., top, side], 1, weight, &b);
         }
         for j in 0..2 {
-            let x = 404. + side * j as f64;
-            report.number(&format!("worked.y.t{i}.d{j}"), at(&y, i, j));
-            s = s.cell([x, y0, side], 3, 0.15, &format!("{}", at(&v, i, j)));
+            let x = 35. + side * j as f64;
+            let (value, result) = (at(&v, i, j), at(&y, i, j));
+            report.number(&format!("worked.y.t{i}.d{j}"), result);
+            s = s.cell([x, top + 226., side], 3, 0.15, &format!("{value}"));
             s = s.cell(
-                [x + 130., y0, side],
+                [x + 250., top + 226., side],
                 2,
                 0.15,
-                &format!("{:.2}", at(&y, i, j)),
+                &format!("{result:.2}"),
             );
         }
     }
-    s = s.line(&[(164., 125.), (204., 125.)], GREY, true);
-    s = s.text((184., 108.), 13, Middle, "softmax");
-    s = s.text((378., 125.), 18, Middle, "×");
-    s = s.text((514., 125.), 18, Middle, "=");
-    s = s.text((89., 214.), 13, Middle, "row: who asks");
-    s = s.text((279., 214.), 13, Middle, "each row sums to 1");
-    s.text(
-        (320., 244.),
-        14,
-        Middle,
-        "place t takes from places 0 to t, never from later ones",
-    )
-    .draw()
+    s = s.line(&[(172., 115.), (250., 115.)], GREY, true);
+    s = s.text((211., 98.), 14, Middle, "softmax");
+    s = s.line(&[(152., 341.), (270., 341.)], GREY, true);
+    s = s.text((211., 324.), 14, Middle, "weights × values");
+    s = s.text((85., 206.), 14, Middle, "row: who asks");
+    s = s.text((335., 206.), 14, Middle, "each row sums to 1");
+    s.text((210., 452.), 14, Middle, "no place takes anything from a later one")
+        .draw()
 }
 
 /// Points of the plane before and after the norm.
@@ -233,32 +229,21 @@ fn loss() -> Result<Figure> {
 pub fn maps(sentence: &str, seen: &[Tensor]) -> Figure {
     let letters = sentence.chars().count();
     let n = letters as f64;
-    let side = 7.4;
-    let (heads, width) = (seen[0].size()[0], side * n + 14.);
+    let side = 10.4;
+    let (heads, width) = (seen[0].size()[0], side * n + 18.);
+    let rows = seen.len() as i64 * heads / 2;
     let mut s = Sketch::new(
-        (width * heads as f64 + 40.) as u32,
-        (width * seen.len() as f64 + 84.) as u32,
+        (2. * width + 30.) as u32,
+        (rows as f64 * (width + 22.) + 40.) as u32,
     );
-    let right = width * heads as f64 + 30.;
-    s = s.text(
-        (right / 2., 18.),
-        16,
-        Middle,
-        "Who looks where: a row asks, a column is seen",
-    );
+    s = s.text((width + 15., 18.), 16, Middle, "A row asks, a column is looked at");
     for (layer, p) in seen.iter().enumerate() {
-        let top = 62. + layer as f64 * (width + 8.);
-        s = s.text((16., top - 12.), 13, Left, &format!("layer {}", layer + 1));
         for head in 0..heads {
-            let left = 20. + head as f64 * width;
-            if layer == 0 {
-                s = s.text(
-                    (left + side * n / 2., 40.),
-                    13,
-                    Middle,
-                    &format!("head {}", head + 1),
-                );
-            }
+            let row = layer as i64 * heads / 2 + head / 2;
+            let left = 16. + (head % 2) as f64 * width;
+            let top = 64. + row as f64 * (width + 22.);
+            let name = format!("layer {}, head {}", layer + 1, head + 1);
+            s = s.text((left, top - 13.), 15, Left, &name);
             let edge = side * n;
             let corner =
                 [(left, top), (left + edge, top + edge), (left, top + edge)];
@@ -287,12 +272,17 @@ pub fn dots(rows: &[(&str, Vec<f64>)]) -> Figure {
     let all = rows.iter().flat_map(|(_, losses)| losses.iter().copied());
     let low = all.clone().fold(f64::INFINITY, f64::min);
     let high = all.fold(f64::NEG_INFINITY, f64::max);
-    let (left, right) = (150., 610.);
+    let (left, right) = (124., 424.);
     let (low, high) = ((low * 10.).floor() / 10., (high * 10.).ceil() / 10.);
     let x = |loss: f64| left + (loss - low) / (high - low) * (right - left);
     let bottom = 62. + 34. * rows.len() as f64;
-    let mut s = Sketch::new(640, bottom as u32 + 60);
-    s = s.text((320., 22.), 16, Middle, "What it costs to leave a part out");
+    let mut s = Sketch::new(440, bottom as u32 + 60);
+    s = s.text(
+        (220., 22.),
+        16,
+        Middle,
+        "Each part is worth something, in every seed",
+    );
     let step = ((high - low) / 5. * 10.).ceil().max(1.) / 10.;
     for i in 0.. {
         let tick = low + step * f64::from(i);
@@ -302,12 +292,7 @@ pub fn dots(rows: &[(&str, Vec<f64>)]) -> Figure {
         s = s.line(&[(x(tick), 46.), (x(tick), bottom)], PALE, false);
         s = s.text((x(tick), bottom + 16.), 13, Middle, &format!("{tick:.1}"));
     }
-    s = s.text(
-        (380., bottom + 40.),
-        14,
-        Middle,
-        "held-out loss under the mask (nats)",
-    );
+    s = s.text((274., bottom + 40.), 14, Middle, "held-out loss (nats)");
     for (i, (name, losses)) in rows.iter().enumerate() {
         let y = 64. + 34. * i as f64;
         s = s.text((left - 12., y), 14, Right, name);
