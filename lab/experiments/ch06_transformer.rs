@@ -224,7 +224,7 @@ fn main() -> anyhow::Result<()> {
             [("rate", jobs[i].1), ("worse", worse as f64)],
         );
         if i < VARIANTS.len() && !leaks {
-            rows.push((name, Vec::from_iter(done[i].iter().map(|d| d.honest))));
+            rows.push((name, Vec::from_iter(done[i].iter().map(told))));
         }
     }
     let [high, warm] = [&done[7], &done[8]];
