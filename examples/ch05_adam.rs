@@ -29,7 +29,8 @@ fn main() -> Result<()> {
     let mut valley = Chart::new("A valley 100 times steeper across", "x", "y");
     for steep in [1., 10., 100.] {
         let curvature = Tensor::from_slice(&[1., steep]);
-        for (name, rate) in [("SGD", 1.9 / steep), ("momentum", 0.02), ("Adam", 0.5)]
+        for (name, rate) in
+            [("SGD", 2. / (1. + steep)), ("momentum", 0.02), ("Adam", 0.5)]
         {
             let theta = Tensor::from_slice(&[-9., 1.]).set_requires_grad(true);
             let mut optimizer = optimizer(name, vec![Param::new("theta", &theta)]);

@@ -85,11 +85,12 @@ fn main() -> Result<()> {
     // under many masks, and compare with the full net.
     let (x, y) = text.batch(99, 0, true);
     let full = no_grad(|| text.loss(&model, text.batch(99, 0, true)))?;
-    let mut sum = Tensor::from(0f32);
+    let shape = [y.size()[0], text.vocabulary()];
+    let mut sum = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     for k in 1..=64 {
         let mode = Mode::Train { seed: 1, step: k };
         let logits = no_grad(|| model.logits(&model.hidden(&x, mode, None)?))?;
-        sum = sum + logits.flatten(0, 1).softmax(-1, Kind::Float);
+        sum += logits.flatten(0, 1).softmax(-1, Kind::Float);
         if [1, 4, 16, 64].contains(&k) {
             let mean = &sum / k as f64;
             let right = mean.gather(1, &y.unsqueeze(1), false);

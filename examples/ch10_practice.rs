@@ -39,8 +39,8 @@ fn main() -> Result<()> {
     // A linear model (no blocks) and the Transformer, each stopped where its validation
     // loss was lowest. The error is in units of the spread: 1 is what the mean gives.
     let mut chart = Chart::new("When to stop", "epoch", "loss");
-    let epochs = if quick { 5 } else { 25 };
-    for (name, blocks, rate) in [("linear", 0, 3e-2), ("FT-Transformer", 2, 1e-3)] {
+    let epochs = if quick { 5 } else { 40 };
+    for (name, blocks, rate) in [("linear", 0, 1e-2), ("FT-Transformer", 2, 1e-3)] {
         for seed in 0..3 {
             let (encoder, [learn, validation, test]) =
                 parts(&task, Scale::Standard, seed)?;

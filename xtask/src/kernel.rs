@@ -103,7 +103,7 @@ fn find_rust_sources() -> Option<PathBuf> {
 }
 
 /// What the kernel's folder is built from: the compiler, and a hash of all that it
-/// makes the library of. The command (`main.rs`, `cli`) is no part of that.
+/// makes the library and the laboratory of. The command (`main.rs`, `cli`) is no part.
 fn built_from(root: &Path, rustc: &str) -> Result<String> {
     let (src, mut hasher) = (root.join("src"), DefaultHasher::new());
     let command = [src.join("main.rs"), src.join("cli")];
@@ -184,8 +184,16 @@ mod tests {
         let put =
             |file: &str, text: &str| sh::write(&root.join(file), text).unwrap();
         let stamp = || built_from(&root, "rustc 1\n").unwrap();
-        let all =
-            ["Cargo.toml", "Cargo.lock", "build.rs", "src/lib.rs", "src/a/k.cu"];
+        let all = [
+            "Cargo.toml",
+            "Cargo.lock",
+            "build.rs",
+            "src/lib.rs",
+            "src/a/k.cu",
+            "lab/Cargo.toml",
+            "lab/build.rs",
+            "lab/src/lib.rs",
+        ];
         for file in all.into_iter().chain(["src/main.rs", "src/cli/mod.rs"]) {
             put(file, "1");
         }
