@@ -2,10 +2,12 @@
 //! notebook displays.
 mod bars;
 mod heat;
+mod sketch;
 mod strips;
 
 pub use bars::{Bars, escaped};
 pub use heat::Heat;
+pub use sketch::{Align, Sketch};
 pub use strips::Strips;
 
 use crate::checkpoint::atomic;
@@ -78,6 +80,8 @@ pub struct Chart {
     y: Axis,
     series: Vec<Series>,
     colour: usize,
+    /// Names stand at the ends of lines.
+    at_ends: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -129,7 +133,7 @@ impl Chart {
     /// An empty chart; say units in the labels.
     pub fn new(title: &str, x_label: &str, y_label: &str) -> Self {
         let (x, y) = (Axis::new(x_label), Axis::new(y_label));
-        Self { title: title.into(), x, y, series: vec![], colour: 0 }
+        Self { title: title.into(), x, y, series: vec![], colour: 0, at_ends: false }
     }
 
     /// A logarithmic x axis.
@@ -141,6 +145,12 @@ impl Chart {
     /// A logarithmic y axis.
     pub fn log_y(mut self) -> Self {
         self.y.log = true;
+        self
+    }
+
+    /// Writes the name of each series at its last point instead of in a legend.
+    pub fn at_ends(mut self) -> Self {
+        self.at_ends = true;
         self
     }
 
@@ -227,9 +237,13 @@ impl Chart {
         X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
+        let longest = self.series.iter().map(|s| s.name.chars().count()).max();
+        let beside =
+            if self.at_ends { 16 + 8 * longest.unwrap_or(0) as i32 } else { 0 };
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 20))
             .margin(10)
+            .margin_right(10 + beside)
             .x_label_area_size(44)
             .y_label_area_size(68)
             .build_cartesian_2d(x, y)?;
@@ -245,6 +259,7 @@ impl Chart {
             .bold_line_style(RGBColor(225, 225, 225))
             .light_line_style(RGBColor(245, 245, 245))
             .draw()?;
+        let mut ends = vec![];
         for s in &self.series {
             let colour = *COLOURS.get(s.colour).unwrap_or(&RGBColor(190, 190, 190));
             let width = if s.colour < COLOURS.len() { 2 } else { 1 };
@@ -256,6 +271,8 @@ impl Chart {
             };
             let points: Vec<_> = s.points.iter().copied().filter(usable).collect();
             let style = colour.stroke_width(width);
+            let end = points.last().filter(|_| self.at_ends && !s.name.is_empty());
+            ends.extend(end.map(|p| (*p, colour, s.name.clone())));
             let drawn = match s.mark {
                 Mark::Line => chart.draw_series(LineSeries::new(points, style))?,
                 Mark::Dashed => {
@@ -271,7 +288,7 @@ impl Chart {
                     chart.draw_series([Polygon::new(points, fill)])?
                 }
             };
-            if !s.name.is_empty() {
+            if !s.name.is_empty() && !self.at_ends {
                 let key = move |(x, y)| {
                     PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(3))
                 };
@@ -279,7 +296,22 @@ impl Chart {
                 drawn.label(format!("{}\u{a0}\u{a0}", s.name)).legend(key);
             }
         }
-        if self.series.iter().any(|s| !s.name.is_empty()) {
+        // From top to bottom, none closer than a line of text to the one above.
+        let height = |p: &(f64, f64)| chart.backend_coord(p).1;
+        ends.sort_by_key(|(p, ..)| height(p));
+        let mut free = i32::MIN;
+        let mut places = vec![];
+        for (p, ..) in &ends {
+            let y = height(p).max(free);
+            places.push(y - height(p) - 8);
+            free = y + 16;
+        }
+        for ((p, colour, name), down) in ends.into_iter().zip(places) {
+            let style = ("sans-serif", 14).into_font().color(&colour);
+            let label = Text::new(name, (6, down), style);
+            chart.draw_series([EmptyElement::at(p) + label])?;
+        }
+        if !self.at_ends && self.series.iter().any(|s| !s.name.is_empty()) {
             chart
                 .configure_series_labels()
                 .position(SeriesLabelPosition::UpperRight)

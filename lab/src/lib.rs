@@ -9,6 +9,7 @@ pub mod cost;
 pub mod dates;
 pub mod faults;
 mod memory;
+mod named;
 pub mod normality;
 mod parallel;
 pub mod published;
@@ -25,7 +26,9 @@ pub mod tune;
 mod words;
 pub mod writing;
 
+pub use indicatif::ProgressIterator;
 pub use memory::peak;
+pub use named::{Named, named};
 pub use parallel::{by_seed, parallel};
 pub use recorded::Recorded;
 pub use report::Report;

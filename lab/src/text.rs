@@ -124,7 +124,20 @@ impl Text {
     /// # Errors
     /// None in practice: the sizes are fixed.
     pub fn model(&self, seed: u64) -> Result<Decoder> {
-        let config = DecoderConfig {
+        Decoder::random(self.config(), seed)
+    }
+
+    /// The same with half as many heads of keys and values as of queries.
+    ///
+    /// # Errors
+    /// None in practice: the sizes are fixed.
+    pub fn grouped(&self, seed: u64) -> Result<Decoder> {
+        let config = DecoderConfig { num_key_value_heads: 2, ..self.config() };
+        Decoder::random(config, seed)
+    }
+
+    fn config(&self) -> DecoderConfig {
+        DecoderConfig {
             vocab_size: self.vocabulary,
             hidden_size: 64,
             intermediate_size: 176,
@@ -135,8 +148,18 @@ impl Text {
             max_position_embeddings: CONTEXT as i64,
             dropout: self.dropout,
             ..DecoderConfig::default()
-        };
-        Decoder::random(config, seed)
+        }
+    }
+
+    /// The numbers of these characters; one that the text lacks counts as its first.
+    pub fn encode(&self, text: &str) -> Vec<i64> {
+        let id = |c| self.alphabet.binary_search(&c).unwrap_or_default() as i64;
+        text.chars().map(id).collect()
+    }
+
+    /// The characters of these numbers.
+    pub fn decode(&self, ids: &[i64]) -> String {
+        ids.iter().filter_map(|id| self.alphabet.get(*id as usize)).collect()
     }
 
     /// `count` characters that the model writes after `start`, each drawn from its
@@ -151,8 +174,7 @@ impl Text {
         (count, temperature): (usize, f64),
         seed: u64,
     ) -> Result<String> {
-        let id = |c| self.alphabet.binary_search(&c).unwrap_or_default() as i64;
-        let mut ids: Vec<i64> = start.chars().map(id).collect();
+        let mut ids = self.encode(start);
         for u in uniform(count, 0.5, seed, 0) {
             let seen = &ids[ids.len().saturating_sub(CONTEXT)..];
             let x = Tensor::from_slice(seen).unsqueeze(0);
@@ -164,7 +186,7 @@ impl Text {
             let next = below.sum(Kind::Int64).int64_value(&[]);
             ids.push(next.min(self.vocabulary - 1));
         }
-        Ok(ids.iter().map(|id| self.alphabet[*id as usize]).collect())
+        Ok(self.decode(&ids))
     }
 
     /// Mean cross-entropy of the next character, in nats, without dropout.

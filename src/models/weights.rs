@@ -38,6 +38,7 @@ pub(super) struct Random {
     pub(super) std: f64,
 }
 
+// ANCHOR: random
 impl Weights for Random {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let like = (Kind::Float, tch::Device::Cpu);
@@ -53,6 +54,7 @@ impl Weights for Random {
         Ok(t.set_requires_grad(true))
     }
 }
+// ANCHOR_END: random
 
 /// No numbers, but how many there would be.
 struct Counted(i128);

@@ -8,6 +8,7 @@ mod ch03_adagrad;
 mod ch04_rmsprop;
 mod ch05_adam;
 mod ch06_schedules;
+mod ch06_transformer;
 mod ch07_clipping;
 mod ch08_dropout;
 mod ch09_weight_decay;

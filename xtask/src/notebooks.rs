@@ -84,11 +84,19 @@ fn existing(slug: &str) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
+/// The reader's program where it says how to cut it, else the experiment.
+fn program(slug: &str) -> Result<String> {
+    let reader = format!("examples/{slug}.rs");
+    let path = sh::root().join(&reader);
+    let cut = path.is_file() && sh::read(&path)?.contains("// CELL: ");
+    Ok(if cut { reader } else { format!("lab/experiments/{slug}.rs") })
+}
+
 /// The notebook's text: the same program and page give the same bytes.
 fn notebook(slug: &str) -> Result<String> {
     let page_name = format!("chapters/{slug}.md");
     let page = sh::read(&sh::root().join(&page_name))?;
-    let program = format!("lab/experiments/{slug}.rs");
+    let program = program(slug)?;
     let code = cells::cut(&sh::read(&sh::root().join(&program))?)
         .context(program.clone())?;
     let title = page.lines().find_map(|l| l.strip_prefix("# ")).unwrap_or(slug);
