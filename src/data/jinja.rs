@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn long_tags_are_refused() {
         let sum = format!("{{{{ {}1 }}}}", "1+".repeat(60_000));
-        assert!(prepare(&sum).is_err_and(|e| e.contains("120006 bytes without")));
+        let inside = format!("{} bytes without", sum.len() - "{{}}".len());
+        assert!(prepare(&sum).is_err_and(|e| e.contains(&inside)));
         same(&format!("{{{{ '{}' }}}}", "1+".repeat(60_000)));
         assert!(prepare(&" ".repeat(LONGEST + 1)).is_err());
         assert!(prepare(&"{% elif 0 %}".repeat(MOST_ELIFS + 1)).is_err());

@@ -20,6 +20,8 @@ pub(super) fn strftime(format: &str, time: NaiveDateTime) -> RowResult<String> {
         match (c, (c == '%').then(|| chars.next()).flatten()) {
             (_, Some('z' | 'Z')) => {}
             (_, Some('f')) => codes.push_str("%6f"),
+            // The quarter of the year, which Python does not know.
+            (_, Some('q')) => return Err(unknown(format)),
             (_, Some(code)) => codes.extend([c, code]),
             (_, None) => codes.push(c),
         }
@@ -29,12 +31,13 @@ pub(super) fn strftime(format: &str, time: NaiveDateTime) -> RowResult<String> {
     if items.contains(&Item::Error)
         || write!(text, "{}", time.format_with_items(items.iter())).is_err()
     {
-        return Err(format!(
-            "strftime_now({:?}) has a code that is none of Python's",
-            brief(format)
-        ));
+        return Err(unknown(format));
     }
     Ok(text)
+}
+
+fn unknown(format: &str) -> String {
+    format!("strftime_now({:?}) has a code that is none of Python's", brief(format))
 }
 
 #[cfg(test)]
