@@ -4,14 +4,15 @@
 //! | chapters | module |
 //! |---|---|
 //! | 1 to 5, optimizers | [`optim`] |
-//! | 6, schedules | [`schedule`] |
-//! | 7 to 9, clipping, dropout, weight decay | [`optim`], [`nn`] |
-//! | 10, practice | [`data`], [`models`] |
-//! | 11, data | [`data`] |
-//! | 12, a DeepSeek checkpoint | [`checkpoint`], [`hub`], [`models`], [`generate`] |
-//! | 13, 4-bit weights | [`quant`], [`autograd`], [`cuda`] |
-//! | 14, LoRA | [`lora`] |
-//! | 15, the fine-tune | [`train`] |
+//! | 6, the Transformer | [`nn`], [`models`] |
+//! | 7, schedules | [`schedule`] |
+//! | 8 to 10, clipping, dropout, weight decay | [`optim`], [`nn`] |
+//! | 11, practice | [`data`], [`models`] |
+//! | 12, data | [`data`] |
+//! | 13, a DeepSeek checkpoint | [`checkpoint`], [`hub`], [`models`], [`generate`] |
+//! | 14, 4-bit weights | [`quant`], [`autograd`], [`cuda`] |
+//! | 15, LoRA | [`lora`] |
+//! | 16, the fine-tune | [`train`] |
 //!
 //! Imports point down only: `train` and `generate` know `models` and `lora`, these know
 //! `nn`, and `nn` knows the ground floor, whose modules know only [`error`], [`files`]

@@ -1,4 +1,4 @@
-//! Short fine-tunes of the checkpoint that ships on the rows of dates: what chapter 14
+//! Short fine-tunes of the checkpoint that ships on the rows of dates: what chapter 15
 //! compares adapters by.
 use super::{Spread, parallel, text::find};
 use downhill::Result;

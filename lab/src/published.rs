@@ -2,7 +2,7 @@
 use downhill::models::{DecoderConfig, published};
 use downhill::{Error, Result};
 
-/// Those whose caches chapter 12 compares.
+/// Those whose caches chapter 13 compares.
 pub const COMPARED: [&str; 7] = [
     "deepseek-llm-7b",
     "deepseek-llm-67b",

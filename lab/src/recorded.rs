@@ -7,8 +7,8 @@ use serde_json::Value;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-const STRINGS: &str = "tests/golden/ch11_tokenizers.json";
-const IDS: &str = "tests/golden/ch11_tokenizers.safetensors";
+const STRINGS: &str = "tests/golden/ch12_tokenizers.json";
+const IDS: &str = "tests/golden/ch12_tokenizers.safetensors";
 
 /// The strings, and how many tokens each tokenizer makes of them.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Tables: what chapter 10 trains on them, and how it keeps its numbers honest.
+//! Tables: what chapter 11 trains on them, and how it keeps its numbers honest.
 use downhill::data::{Encoder, Features, Scale, Table};
 use downhill::models::{FtConfig, FtTransformer};
 use downhill::nn::Mode;

@@ -1,4 +1,4 @@
-//! Chapter 15's fine-tunes of the shipped checkpoint: the loop of `downhill finetune`
+//! Chapter 16's fine-tunes of the shipped checkpoint: the loop of `downhill finetune`
 //! without its files, flags and safeguards, and what can be done wrong in it.
 use super::shipped;
 use downhill::Result;

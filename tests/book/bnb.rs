@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 const NF4: LoadOptions = LoadOptions { quantize: true, ..F32 };
-/// See `tests/golden/ch13_bnb.py`.
+/// See `tests/golden/ch14_bnb.py`.
 const NAMES: [&str; 5] = ["nested", "plain", "storage", "skip", "ours"];
 const USUAL: QuantizeOptions = QuantizeOptions {
     blocksize: 64,

@@ -392,9 +392,9 @@ fn each_rule_finds_its_fault() {
         ("chapters", "tests/book/main.rs", "// mod ch05_adam;", "lacks its module"),
         (
             "chapters",
-            "chapters/ch06_schedules.md",
+            "chapters/ch07_schedules.md",
             "",
-            "no examples/ch06_schedules.rs",
+            "no examples/ch07_schedules.rs",
         ),
         ("programs", "examples/ch05_adam.rs", &long, "401 lines, at most 130"),
         ("programs", "examples/ch05_adam.rs", "use downhill_lab::Report;", "Report"),

@@ -1,6 +1,6 @@
 //! Qwen2, Qwen3, DeepSeek-V2 and V3 as transformers saved them: the same logits, the
-//! same text, the same gradients. See `tests/golden/ch12_families.py` and beside it
-//! `ch12_rope.py` and `ch12_bf16.py`.
+//! same text, the same gradients. See `tests/golden/ch13_families.py` and beside it
+//! `ch13_rope.py` and `ch13_bf16.py`.
 use crate::common::lora;
 use crate::golden::{gap, same_bits, tensors};
 use crate::parity_llama::{F32, logits, read, same_logits, same_text};
@@ -48,7 +48,7 @@ fn greedy_text_is_transformers() {
 #[test]
 fn bf16_logits_are_transformers() {
     let options = LoadOptions { kind: Kind::BFloat16, ..F32 };
-    let golden = tensors("ch12_bf16.safetensors");
+    let golden = tensors("ch13_bf16.safetensors");
     assert!(FOLDERS.iter().all(|f| golden.contains_key(*f)));
     assert_eq!(
         golden.len(),

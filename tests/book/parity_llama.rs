@@ -4,7 +4,7 @@ use downhill::models::{Decoder, LoadOptions, load};
 use downhill::nn::Mode;
 use tch::{Device, Kind, Tensor};
 
-/// Every folder `llama_<name>`; see `tests/golden/ch12_llama.py`.
+/// Every folder `llama_<name>`; see `tests/golden/ch13_llama.py`.
 const NAMES: [&str; 12] = [
     "mha",
     "gqa",

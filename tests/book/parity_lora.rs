@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 
 /// Every folder `lora_<name>`: its base, how that is held, and the adapters in it. See
-/// `tests/golden/ch14_lora.py` and `ch14_kinds.py`.
+/// `tests/golden/ch15_lora.py` and `ch15_kinds.py`.
 const CASES: [(&str, usize); 16] = [
     ("qv", 4),
     ("all", 14),
@@ -111,11 +111,11 @@ fn means(config: &Value, name: &str) -> bool {
 }
 
 /// Beside a base in bf16, A and B kept in f32, under `torch.autocast`: see
-/// `tests/golden/ch14_autocast.py`. Both sides round to bf16, whose numbers have 8 bits,
+/// `tests/golden/ch15_autocast.py`. Both sides round to bf16, whose numbers have 8 bits,
 /// at the same places but one: where s is multiplied by.
 #[test]
 fn a_layer_in_bf16_is_pefts_under_autocast() {
-    let golden = tensors("ch14_autocast.safetensors");
+    let golden = tensors("ch15_autocast.safetensors");
     let leaf = |name: &str| golden[name].detach().set_requires_grad(true);
     let (a, b, x) = (leaf("a"), leaf("b"), leaf("x"));
     let bias = Some(golden["bias"].shallow_clone());

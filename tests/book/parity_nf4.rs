@@ -4,7 +4,7 @@ use downhill::quant::{Absmax, Nf4Tensor};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-const FILE: &str = "ch13_nf4.safetensors";
+const FILE: &str = "ch14_nf4.safetensors";
 
 fn about() -> Value {
     let text = metadata(FILE)["about"].as_str().expect("about").to_string();
@@ -54,7 +54,7 @@ fn every_byte_is_the_cuda_rules() {
     assert_eq!(seen, 11);
 }
 
-/// SplitMix64 of (seed << 32) + i, as `bits` in `tests/golden/ch13_nf4.py`.
+/// SplitMix64 of (seed << 32) + i, as `bits` in `tests/golden/ch14_nf4.py`.
 fn draw(seed: u64, i: u64) -> u64 {
     const GOLD: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut z = ((seed << 32) + i).wrapping_mul(GOLD).wrapping_add(GOLD);

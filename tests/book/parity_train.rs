@@ -167,7 +167,7 @@ fn training_in_bf16_is_pefts_under_autocast() {
 }
 
 /// With dropout on, whose masks are not PEFT's: the mean loss over 200 steps, of a
-/// dense model and of one with experts. See `tests/golden/ch15_dropout.py`.
+/// dense model and of one with experts. See `tests/golden/ch16_dropout.py`.
 #[test]
 fn losses_under_dropout_are_pefts_on_average() {
     for folder in ["train_taught", "train_v2"] {

@@ -1,6 +1,6 @@
-//! Chapter 15's recipes, each for two steps on a random checkpoint of its family: flags
+//! Chapter 16's recipes, each for two steps on a random checkpoint of its family: flags
 //! that contradict each other, or do not fit the family, end a run.
-use crate::ch15_finetune::commands;
+use crate::ch16_finetune::commands;
 use crate::train::ok;
 use downhill::checkpoint::save_safetensors;
 use downhill::models::{Decoder, read_config};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 fn checkpoint(name: &str, dir: &Path) {
     let (family, longest, tokenizer) = match name {
         n if n.contains("coder") => ("Llama", 16_384, "examples/data/tiny"),
-        n if n.contains("Qwen") => ("Qwen2", 131_072, "tests/golden/ch11_r1"),
+        n if n.contains("Qwen") => ("Qwen2", 131_072, "tests/golden/ch12_r1"),
         n if n.contains("llm-7b") => ("Llama", 4096, "examples/data/tiny"),
         n if n.contains("V2-Lite") => {
             ("DeepseekV2", 163_840, "examples/data/tiny_moe")
@@ -115,7 +115,7 @@ fn run(recipe: &[String]) {
 
 #[test]
 fn every_recipe_runs() {
-    let page = include_str!("../../chapters/ch15_finetune.md");
+    let page = include_str!("../../chapters/ch16_finetune.md");
     let (_, recipes) = page.split_once("\n## Recipes\n").expect("the section");
     let recipes = commands(recipes).into_iter().filter(|c| c[0] == "finetune");
     let recipes: Vec<_> = recipes.collect();

@@ -423,7 +423,7 @@ fn settings(flags: &[&str]) -> Settings {
 
 #[test]
 fn schedules_by_name_are_transformers() {
-    let golden = json("ch15_flags.json");
+    let golden = json("ch16_flags.json");
     for run in golden["runs"].as_array().unwrap() {
         let (name, ratio) = (run["name"].as_str().unwrap(), &run["warmup_ratio"]);
         let extra = run["kwargs"].to_string();

@@ -7,17 +7,17 @@ mod ch02_momentum;
 mod ch03_adagrad;
 mod ch04_rmsprop;
 mod ch05_adam;
-mod ch06_schedules;
+mod ch07_schedules;
 mod ch06_transformer;
-mod ch07_clipping;
-mod ch08_dropout;
-mod ch09_weight_decay;
-mod ch10_practice;
-mod ch11_data;
-mod ch12_checkpoint;
-mod ch13_nf4;
-mod ch14_lora;
-mod ch15_finetune;
+mod ch08_clipping;
+mod ch09_dropout;
+mod ch10_weight_decay;
+mod ch11_practice;
+mod ch12_data;
+mod ch13_checkpoint;
+mod ch14_nf4;
+mod ch15_lora;
+mod ch16_finetune;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -32,7 +32,7 @@ const NUMERIC: &[&str] = &[
     "parity_llama::",
     "parity_optim::",
     "ch05_adam::",
-    "ch13_nf4::",
+    "ch14_nf4::",
     "lora::",
     "tiny::",
 ];

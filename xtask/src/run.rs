@@ -161,11 +161,11 @@ mod tests {
 
     #[test]
     fn programs_go_by_number_chapter_or_slug() {
-        let all = ["ch05_adam".to_string(), "ch15_finetune".to_string()];
+        let all = ["ch05_adam".to_string(), "ch16_finetune".to_string()];
         for name in ["5", "05", "ch05", "ch05_adam"] {
             assert_eq!(find(&all, name).unwrap(), "ch05_adam");
         }
         let error = find(&all, "ch99").unwrap_err().to_string();
-        assert!(error.contains("ch99") && error.contains("ch15_finetune"));
+        assert!(error.contains("ch99") && error.contains("ch16_finetune"));
     }
 }

@@ -1,5 +1,5 @@
 //! Prompts with completions, and chats, with tokenizers that put something in front of a
-//! text or change it. `golden/ch11_prefix.py` wrote the ids.
+//! text or change it. `golden/ch12_prefix.py` wrote the ids.
 use crate::golden::json;
 use downhill::data::{Dataset, Example, IGNORED, Tokenizer};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ fn mask(row: &Example) -> Vec<bool> {
 #[test]
 fn completions_are_tokenized_as_the_whole_text() {
     let (mut same, mut cut) = (0, 0);
-    for case in json("ch11_prefix.json").as_array().expect("cases") {
+    for case in json("ch12_prefix.json").as_array().expect("cases") {
         let name = case["name"].as_str().expect("a name");
         let tokenizer = Tokenizer::from_dir(folder(case, None).path()).expect(name);
         let eos = tokenizer.eos_id();
@@ -77,7 +77,7 @@ fn completions_are_tokenized_as_the_whole_text() {
 /// text has to be cut.
 #[test]
 fn a_cut_completion_gets_no_space_of_its_own() {
-    for case in json("ch11_prefix.json").as_array().expect("cases") {
+    for case in json("ch12_prefix.json").as_array().expect("cases") {
         let name = case["name"].as_str().expect("a name");
         if name == "wordpiece" {
             continue;
@@ -92,7 +92,7 @@ fn a_cut_completion_gets_no_space_of_its_own() {
 #[test]
 fn chats_are_tokenized_whole_and_learned_from_where_they_are_asked() {
     let (mut same, mut cut) = (0, 0);
-    for case in json("ch11_prefix.json").as_array().expect("cases") {
+    for case in json("ch12_prefix.json").as_array().expect("cases") {
         let name = case["name"].as_str().expect("a name");
         for chat in case["chats"].as_array().expect("chats") {
             let dir = folder(case, Some(&chat["template"]));

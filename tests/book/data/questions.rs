@@ -19,7 +19,7 @@ fn data(row: &Value, encoder: RowEncoder, streamed: bool) -> Dataset {
 /// writes it for that: R1's without the reasoning of earlier turns.
 #[test]
 fn every_turn_is_a_question() {
-    let r1 = Tokenizer::from_dir(path("ch11_r1")).expect("R1");
+    let r1 = Tokenizer::from_dir(path("ch12_r1")).expect("R1");
     let said = [
         ("user", "1+1?"),
         ("assistant", "<think>\neasy\n</think>\n\n2"),

@@ -1,4 +1,4 @@
-//! Chat templates as Transformers renders them. `golden/ch11_templates.py` wrote the
+//! Chat templates as Transformers renders them. `golden/ch12_templates.py` wrote the
 //! texts.
 use super::messages;
 use crate::common;
@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 /// R1's cut-down tokenizer under another template, and other special tokens.
 fn write(dir: &Path, file: &str, template: &str) {
-    fs::copy(path("ch11_r1").join("tokenizer.json"), dir.join("tokenizer.json"))
+    fs::copy(path("ch12_r1").join("tokenizer.json"), dir.join("tokenizer.json"))
         .expect("tokenizer.json");
     let added = ["<s>", "</s>", "<pad>"].map(|content| json!({"content": content}));
     let mut config = json!({
@@ -38,7 +38,7 @@ fn with(file: &str, template: &str) -> Tokenizer {
 
 #[test]
 fn templates_render_as_in_transformers() {
-    let golden = json("ch11_templates.json");
+    let golden = json("ch12_templates.json");
     let chats = golden["chats"].as_array().expect("chats");
     let (mut same, mut refused) = (0, 0);
     for case in golden["cases"].as_array().expect("cases") {

@@ -1,4 +1,4 @@
-//! Ids of the tokenizers of every DeepSeek line. `golden/ch11_tokenizers.py` says where
+//! Ids of the tokenizers of every DeepSeek line. `golden/ch12_tokenizers.py` says where
 //! they come from; ids are compared exactly.
 use crate::common;
 use crate::golden::{json, path, tensors};
@@ -50,7 +50,7 @@ fn lists() -> HashMap<String, Vec<i64>> {
         let t = t.to_kind(tch::Kind::Int64);
         (name, Vec::try_from(t).expect("a list"))
     };
-    tensors("ch11_tokenizers.safetensors").into_iter().map(list).collect()
+    tensors("ch12_tokenizers.safetensors").into_iter().map(list).collect()
 }
 
 /// Where `cargo xtask test` puts the real files; `DOWNHILL_TOKENIZERS` names another
@@ -68,7 +68,7 @@ fn real_tokenizers() -> Option<PathBuf> {
 #[test]
 fn ids_of_every_line_equal_transformers() {
     let Some(folder) = real_tokenizers() else { return };
-    let (golden, ids) = (json("ch11_tokenizers.json"), lists());
+    let (golden, ids) = (json("ch12_tokenizers.json"), lists());
     let strings = golden["strings"].as_array().expect("strings");
     let checkpoints = golden["checkpoints"].as_array().expect("checkpoints");
     assert!(strings.len() == 200 && checkpoints.len() >= 12);
@@ -88,13 +88,13 @@ fn ids_of_every_line_equal_transformers() {
 /// The tokenizers that are cut down to these strings and lie here.
 #[test]
 fn ids_of_two_lines_equal_transformers() {
-    let (golden, ids) = (json("ch11_tokenizers.json"), lists());
+    let (golden, ids) = (json("ch12_tokenizers.json"), lists());
     let strings = golden["strings"].as_array().expect("strings");
     let mut compared = 0;
     for checkpoint in golden["checkpoints"].as_array().expect("checkpoints") {
         let folder = match checkpoint["name"].as_str() {
-            Some("deepseek-r1") => "ch11_r1",
-            Some("deepseek-r1-0528-qwen3-8b") => "ch11_qwen3",
+            Some("deepseek-r1") => "ch12_r1",
+            Some("deepseek-r1-0528-qwen3-8b") => "ch12_qwen3",
             _ => continue,
         };
         compare(&path(folder), checkpoint, strings, &ids);
@@ -106,7 +106,7 @@ fn ids_of_two_lines_equal_transformers() {
 #[test]
 fn a_bos_of_ones_own_is_not_doubled() {
     // R1's configuration asks for a BOS, that of the Qwen3 distillation does not.
-    let [r1, qwen] = ["ch11_r1", "ch11_qwen3"]
+    let [r1, qwen] = ["ch12_r1", "ch12_qwen3"]
         .map(|name| Tokenizer::from_dir(path(name)).expect(name));
     let text = format!("{BOS}hello");
     let once = r1.encode(&text, false).expect("ids");
@@ -145,7 +145,7 @@ fn a_bos_of_ones_own_is_not_doubled() {
 
 #[test]
 fn special_tokens_are_written_out_on_request() {
-    let tokenizer = Tokenizer::from_dir(path("ch11_r1")).expect("R1");
+    let tokenizer = Tokenizer::from_dir(path("ch12_r1")).expect("R1");
     let found = tokenizer.encode("hello", true).expect("ids");
     assert_eq!(tokenizer.decode(&found).expect("text"), "hello");
     let all = tokenizer.decode_all(&found).expect("text");

@@ -10,7 +10,7 @@ use std::fs;
 /// R1's tokenizer with another template.
 fn with_template(template: &str) -> Tokenizer {
     let dir = tempfile::tempdir().expect("a folder");
-    let from = path("ch11_r1");
+    let from = path("ch12_r1");
     for file in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(from.join(file), dir.path().join(file)).expect(file);
     }
@@ -20,7 +20,7 @@ fn with_template(template: &str) -> Tokenizer {
 
 /// The template of a checkpoint in the golden file.
 fn template(name: &str) -> String {
-    let golden = json("ch11_tokenizers.json");
+    let golden = json("ch12_tokenizers.json");
     let all = golden["checkpoints"].as_array().expect("checkpoints").iter();
     let mut named = all.filter(|c| c["name"] == name);
     let template = named.next().expect(name)["template"].as_str();
@@ -51,7 +51,7 @@ fn learned(template: &str, turns: &[(&str, &str)]) -> (String, Vec<String>) {
 
 #[test]
 fn rendered_chats_equal_jinja2() {
-    let golden = json("ch11_tokenizers.json");
+    let golden = json("ch12_tokenizers.json");
     let mut compared = 0;
     for checkpoint in golden["checkpoints"].as_array().expect("checkpoints") {
         let Some(template) = checkpoint["template"].as_str() else { continue };
@@ -69,7 +69,7 @@ fn rendered_chats_equal_jinja2() {
 /// Where no reasoning is involved, the text to learn from is the template's own.
 #[test]
 fn learned_chats_equal_jinja2() {
-    let golden = json("ch11_tokenizers.json");
+    let golden = json("ch12_tokenizers.json");
     let mut compared = 0;
     for checkpoint in golden["checkpoints"].as_array().expect("checkpoints") {
         let (Some(template), Some(name)) =
@@ -208,7 +208,7 @@ fn the_prompt_of_a_row_is_the_prompt_of_generation() {
 
 #[test]
 fn whole_conversations_and_prompts_are_learned_on_request() {
-    let tokenizer = Tokenizer::from_dir(path("ch11_r1")).expect("R1");
+    let tokenizer = Tokenizer::from_dir(path("ch12_r1")).expect("R1");
     let rows: [Value; 2] = [
         json!({"messages": [{"role": "user", "content": "1+1?"},
                             {"role": "assistant", "content": "2"}]}),
