@@ -194,7 +194,7 @@ fn card(slug: &str, page: &str, numbers: &mut Numbers) -> Result<String> {
     };
     let mut rows = vec![
         ("Reading", format!("{} min", words(page).div_ceil(200).max(1))),
-        ("Running", run),
+        ("Its experiment runs", run),
         ("Peak memory", format!("{:.0} MB", number("peak_rss_mb")?)),
         ("Measured on", text(need("hardware")?)),
         ("With", text(need("versions")?)),
@@ -206,7 +206,7 @@ fn card(slug: &str, page: &str, numbers: &mut Numbers) -> Result<String> {
     for (name, value) in rows {
         html += &format!("<div><dt>{name}</dt><dd>{}</dd></div>\n", escaped(&value));
     }
-    html += &format!("</dl>\n<p>Run it: <code>cargo xtask run {slug}</code>");
+    html += &format!("</dl>\n<p>The program: <code>cargo xtask run {slug}</code>");
     let notebook =
         numbers.folder.with_file_name("notebooks").join(format!("{slug}.ipynb"));
     if notebook.is_file() {
