@@ -141,9 +141,9 @@ fn main() -> Result<()> {
         optimizer.zero_grad();
         loss.backward();
         optimizer.step(0.003);
-        // ANCHOR_END: loop
         losses.push((f64::from(step), loss.double_value(&[])));
     }
+    // ANCHOR_END: loop
     for (step, loss) in losses.iter().step_by(200) {
         println!("step {step:4}: loss {loss:.2}");
     }

@@ -39,7 +39,6 @@ fn main() -> anyhow::Result<()> {
     let text = Text::alice()?;
     let v = text.vocabulary();
     let seeds = seed..seed + if quick { 2 } else { 5 };
-    let started = Instant::now();
     drawings::all(&mut report)?;
 
     // The pieces make what the reader's program makes.
@@ -243,7 +242,6 @@ fn main() -> anyhow::Result<()> {
     );
     report.tolerance("parts", Some(0.1));
     report.figure("parts", &drawings::dots(&rows))?;
-    println!("{:.0} s", started.elapsed().as_secs_f64());
 
     // CELL: It learns to write
     // What the reader's program does: the same numbers, the same batches and draws.
@@ -255,7 +253,8 @@ fn main() -> anyhow::Result<()> {
     let after = reader::write(&w, &text, "Alice ", 200);
     let out = held_out(&text, &w, WHOLE, 0);
     println!("before: {before:?}\nafter {long} steps, loss {out:.2}: {after:?}");
-    report.text("sample", &format!("before: {before:?}\n\nafter: {after}"))?;
+    let sample = format!("before: {before:?}\n\nafter: {after}");
+    report.text("sample", &wrapped(&sample))?;
     report.numbers(
         "writes",
         [("steps", long as f64), ("held_out", out), ("first", losses[0])],

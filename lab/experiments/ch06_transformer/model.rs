@@ -168,3 +168,19 @@ pub fn run(
         learned: last.iter().sum::<f64>() / 10.,
     })
 }
+
+/// The text with line breaks at spaces, so that no line is longer than 76 characters.
+pub fn wrapped(text: &str) -> String {
+    let (mut out, mut column) = (String::new(), 0);
+    for word in text.split_inclusive([' ', '\n']) {
+        if column > 0 && column + word.trim_end().chars().count() > 76 {
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+            column = 0;
+        }
+        out += word;
+        column =
+            if word.ends_with('\n') { 0 } else { column + word.chars().count() };
+    }
+    out
+}
