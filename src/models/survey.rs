@@ -187,9 +187,13 @@ impl Weights for Walk<'_> {
     fn linear(&mut self, name: &str, shape: [i64; 2], bias: bool) -> Result<Linear> {
         let weight = format!("{name}.weight");
         self.linears.push((name.into(), shape));
-        // Codes have another shape than their matrix.
+        // Codes have another shape than their matrix, and without what says of which
+        // kind they are they are refused where they are read.
         let state = format!("{weight}{}", bnb::STATE);
-        let w = match self.checkpoint.is_some_and(|c| c.contains(&state)) {
+        let codes = |c: &Checkpoint| {
+            c.contains(&state) || c.kind(&weight) == Some(Kind::Uint8)
+        };
+        let w = match self.checkpoint.is_some_and(codes) {
             true => {
                 self.count(&shape);
                 self.stand_in(&shape)?

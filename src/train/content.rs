@@ -6,6 +6,7 @@ use super::resume::ways;
 use super::{Rows, Settings};
 use crate::checkpoint::Checkpoint;
 use crate::data::{Fingerprint, Labels};
+use crate::files::BOM;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -255,7 +256,10 @@ fn adapter(dir: &Path) -> Result<String> {
 /// A file's bytes; of JSON files that say how a model is used as well, the keys that
 /// matter, in whatever order. None where there is none of these.
 fn file(path: &Path) -> Result<Option<String>> {
-    let bytes = crate::files::read(path).map_err(|e| Error::io(path, e))?;
+    let mut bytes = crate::files::read(path).map_err(|e| Error::io(path, e))?;
+    if bytes.starts_with(BOM) {
+        bytes.drain(..BOM.len());
+    }
     let matters: fn(&str) -> bool = match path.file_name().and_then(|n| n.to_str()) {
         Some("config.json") => |key| {
             !matches!(key, "transformers_version" | "_name_or_path" | "use_cache")

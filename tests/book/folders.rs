@@ -466,7 +466,8 @@ fn descriptions_without_end_are_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     write_checkpoint(dir.path(), 1);
     let config = dir.path().join("config.json");
-    let out = dir.path().join("out");
+    let beside = tempfile::tempdir().unwrap();
+    let out = beside.path().join("out");
     let how = QuantizeOptions {
         blocksize: 64,
         double_quant: true,

@@ -245,11 +245,15 @@ type Case<'a> = (&'a str, &'a dyn Fn(&Bench), &'a [&'a str]);
 /// Runs `finetune` on each.
 #[track_caller]
 fn refuses(cases: &[Case]) {
+    refuses_with(&[], cases);
+}
+
+fn refuses_with(flags: &[&str], cases: &[Case]) {
     let mut wrong = Vec::new();
     for (name, spoil, expected) in cases {
         let bench = Bench::new();
         spoil(&bench);
-        if let Some(what) = fault(&bench, bench.finetune(&[]), expected) {
+        if let Some(what) = fault(&bench, bench.finetune(flags), expected) {
             wrong.push(format!("{name}: {what}"));
         }
     }

@@ -253,7 +253,7 @@ fn safetensors_headers() {
                 b.remove(WEIGHTS);
                 fs::create_dir(b.at(WEIGHTS)).unwrap();
             },
-            &[file, "a folder, pipe or device"],
+            &[file, "a directory; expected a file"],
         ),
         #[cfg(unix)]
         (
@@ -263,7 +263,7 @@ fn safetensors_headers() {
                 let mut mkfifo = std::process::Command::new("mkfifo");
                 assert!(mkfifo.arg(b.at(WEIGHTS)).status().unwrap().success());
             },
-            &[file, "a folder, pipe or device"],
+            &[file, "a pipe; save what comes from it"],
         ),
         (
             "no such dtype",
