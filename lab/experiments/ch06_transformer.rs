@@ -35,6 +35,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let Args { out, seed, quick } = clap::Parser::parse();
+    tch::set_num_threads(1); // matrices this small are not worth sharing
     let mut report = Report::new("ch06_transformer", out)?;
     let text = Text::alice()?;
     let v = text.vocabulary();
