@@ -81,7 +81,7 @@ impl Run {
         let device = model.device();
         let score = || head.iter().map(Head::named);
         let begun = from.or(settings.init_adapter.as_deref());
-        if begun.map_or(Ok(false), |dir| lora::unties(dir))? {
+        if begun.map_or(Ok(false), lora::unties)? {
             model.untie();
         }
         let mut parameters = model.named_parameters();
