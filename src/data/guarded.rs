@@ -1,8 +1,10 @@
 //! Other people's programs, run where they can do no harm: the regular expressions of
 //! a tokenizer and the Jinja of a chat template.
 use std::{
+    cell::RefCell,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{RecvTimeoutError, sync_channel},
+    sync::mpsc::{RecvTimeoutError, SendError, SyncSender, sync_channel},
     thread,
     time::Duration,
 };
@@ -22,7 +24,32 @@ pub(super) enum Failure {
     Panic(String),
 }
 
-/// Runs `job` on a thread of its own, for at most `limit`: a panic is an error, and
+type Job = Box<dyn FnOnce() + Send>;
+
+thread_local! {
+    /// The way to the thread that works for this one. It is kept for the next job,
+    /// since to begin a thread takes longer than most jobs do.
+    static WORKER: RefCell<Option<SyncSender<Job>>> = const { RefCell::new(None) };
+}
+
+fn hand_over(mut job: Job) -> io::Result<()> {
+    WORKER.with_borrow_mut(|worker| {
+        if let Some(jobs) = worker {
+            match jobs.send(job) {
+                Ok(()) => return Ok(()),
+                Err(SendError(back)) => job = back,
+            }
+        }
+        let (sender, jobs) = sync_channel::<Job>(1);
+        let thread = thread::Builder::new().name(NAME.into()).stack_size(STACK);
+        thread.spawn(move || jobs.into_iter().for_each(|job| job()))?;
+        let _ = sender.send(job);
+        *worker = Some(sender);
+        Ok(())
+    })
+}
+
+/// Runs `job` on a thread beside this one, for at most `limit`: a panic is an error, and
 /// so is what takes too long.
 pub(super) fn guarded<T: Send + 'static>(
     limit: Duration,
@@ -32,8 +59,8 @@ pub(super) fn guarded<T: Send + 'static>(
     let run = move || {
         let _ = done.send(catch_unwind(AssertUnwindSafe(job)));
     };
-    let thread = thread::Builder::new().name(NAME.into()).stack_size(STACK);
-    thread.spawn(run).map_err(|e| Failure::Panic(format!("no thread: {e}")))?;
+    hand_over(Box::new(run))
+        .map_err(|e| Failure::Panic(format!("no thread: {e}")))?;
     match result.recv_timeout(limit) {
         Ok(Ok(made)) => Ok(made),
         Ok(Err(panic)) => {
@@ -41,7 +68,11 @@ pub(super) fn guarded<T: Send + 'static>(
             let text = text.or(panic.downcast_ref::<&str>().copied());
             Err(Failure::Panic(brief(text.unwrap_or("it panicked"))))
         }
-        Err(RecvTimeoutError::Timeout) => Err(Failure::Late),
+        Err(RecvTimeoutError::Timeout) => {
+            // That thread has no time for others.
+            WORKER.set(None);
+            Err(Failure::Late)
+        }
         Err(RecvTimeoutError::Disconnected) => {
             Err(Failure::Panic("its thread ended".into()))
         }
@@ -89,5 +120,7 @@ mod tests {
         assert!(what.starts_with("a\\nbbb") && what.len() < 310, "{what}");
         let late = guarded(Duration::from_millis(20), move || thread::sleep(second));
         assert_eq!(late, Err(Failure::Late));
+        // The next job does not wait for it.
+        assert_eq!(guarded(second / 2, || 4), Ok(4));
     }
 }
